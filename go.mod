@@ -1,0 +1,3 @@
+module github.com/mailproof/mailproof
+
+go 1.26

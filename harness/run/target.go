@@ -1,0 +1,140 @@
+package run
+
+import (
+	"context"
+	"crypto/x509"
+	"io"
+	"net"
+	"net/netip"
+
+	"github.com/mailproof/mailproof/harness/result"
+)
+
+// Family is an address family: "ip4" or "ip6".
+type Family string
+
+// The two families.
+const (
+	IP4 Family = "ip4"
+	IP6 Family = "ip6"
+)
+
+// FamilyOf is the family of an address; a v4-mapped address is IPv4.
+func FamilyOf(a netip.Addr) Family {
+	if a.Unmap().Is4() {
+		return IP4
+	}
+	return IP6
+}
+
+// The vantages: addresses that the harness can act from. No two share one.
+const (
+	Client    = "client"    // a user's mail program
+	Proxy     = "proxy"     // the migration proxy: the only one to be trusted
+	Relay     = "relay"     // the new server, which relays what has not moved
+	Neighbour = "neighbour" // the proxy's subnet, another host
+	Stranger  = "stranger"  // an unrelated network
+)
+
+// Vantages lists the five, in the order in which reports name them.
+func Vantages() []string { return []string{Client, Proxy, Relay, Neighbour, Stranger} }
+
+// A Vantage is a place that connections are made from.
+//
+// A connection's LocalAddr is the address and port that left the vantage. A
+// reset by the peer surfaces as an error that matches syscall.ECONNRESET, a
+// refused dial as syscall.ECONNREFUSED. Connections implement
+// CloseWrite() error, and Reset() error (abort with RST).
+type Vantage interface {
+	Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	// Addr is the vantage's address in the family; the zero Addr if it has none.
+	Addr(Family) netip.Addr
+}
+
+// A Target is what a run judges: sources, the proxy before them, and the
+// vantages to act from. Whoever builds a Target owns it and closes it.
+type Target struct {
+	Kind     string // "reference", "docker" or "site"
+	Sources  []*Source
+	Proxy    *PublicProxy // nil when none stands there
+	Vantages map[string]Vantage
+	Engine   string   // "Docker 20.10.24", or ""
+	Notices  []string // sentences every human report shows first
+	Problems []result.Problem
+}
+
+// A PublicProxy is the proxy as clients see it.
+type PublicProxy struct {
+	Name      string                  // "reference", "image:…"
+	Addr      func(Family) netip.Addr // where the client vantage dials it
+	Endpoints []Endpoint
+	Roots     *x509.CertPool
+	// ServerName is the name its certificate is checked for.
+	ServerName string
+}
+
+// An Endpoint is one service on one port.
+type Endpoint struct {
+	Name     string // imap, imaps, pop3, pop3s, submission, submissions, sieve, smtp
+	Protocol string // imap, pop3, managesieve, smtp
+	Port     uint16
+	TLS      string // "none", "starttls" or "implicit"
+}
+
+// A Source is one mail system under judgement.
+type Source struct {
+	Name     string // as spelled on the command line: "dovecot-postfix@trixie"
+	Kind     string // "dovecot-postfix", "stalwart", "generic"
+	Version  string // "trixie", "0.15.5"
+	Profile  string // "as-shipped", "instrumented", ""
+	Origin   result.Origin
+	Layers   []string // what was laid over the profile, for the report
+	Software string   // "Dovecot 2.4.1, Postfix 3.10.13", when known
+	Domain   string   // the mail domain it is final for
+
+	// Addr is where a vantage dials the source: the source has an address in
+	// every network. The zero Addr says that it cannot be reached from there.
+	Addr      func(vantage string, f Family) netip.Addr
+	Endpoints []Endpoint
+	// Roots and ServerName check its certificate. A nil Roots accepts any
+	// certificate, as the lab's as-shipped profile and a migration proxy may.
+	Roots      *x509.CertPool
+	ServerName string
+
+	Accounts Accounts
+	// Logs are opened once, before the first connection of a run. The key says
+	// what is read there ("mail"); empty when no log can be read.
+	Logs map[string]LogFunc
+	// Config returns the configuration in force, secrets removed: evidence for
+	// findings, and where a remedy looks for the line to change. It may be nil.
+	Config func(ctx context.Context) ([]ConfigFile, error)
+}
+
+// LogFunc opens a log. The stream yields whole lines as they are written,
+// from the moment of the call on; it ends when it is closed, when ctx ends or
+// when the log does.
+type LogFunc func(ctx context.Context) (io.ReadCloser, error)
+
+// A ConfigFile is one file of a server's configuration, or the output of the
+// command that prints what is in force ("postconf -n").
+type ConfigFile struct {
+	Path    string // on the server, or the command
+	Text    string // secrets removed
+	Command bool   // Text is the output of a command, not a file that can be edited
+}
+
+// An Account is one mailbox and its credentials.
+type Account struct {
+	Address  string
+	Password string
+}
+
+// Accounts hands out accounts. In a lab every execution gets accounts of its
+// own; at a site they are the operator's, and one execution at a time has one.
+type Accounts interface {
+	// Take waits for n accounts and returns them with their release.
+	Take(ctx context.Context, n int) ([]Account, func(), error)
+	// Own says that an account is nobody else's while it is taken: a log line
+	// with its name belongs to whoever took it.
+	Own() bool
+}
