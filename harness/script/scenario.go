@@ -1,0 +1,299 @@
+package script
+
+import (
+	"time"
+
+	"github.com/mailproof/mailproof/harness/result"
+)
+
+// A Scenario is one parsed and checked scenario.
+type Scenario struct {
+	Header
+	Phases []Phase
+	Files  map[string]Template // what follows "-- name --", with references
+	Path   string              // of the scenario's file
+	Source string              // its text
+}
+
+// A Header is what stands above the first phase.
+type Header struct {
+	ID           string
+	Claim        string       // one sentence that a manager understands
+	Level        result.Level // from the requirement
+	Requirements []string     // rows of the requirements catalogue
+	Spec         string       // document, section and level, or the vendor's page
+	Means        string       // what a failure means for the operator
+	Needs        []string     // what the target must be declared to have
+	Over         []string     // endpoints that the scenario runs over, one facet each
+	Families     []string     // ip4, ip6
+	Isolation    Isolation
+	Witness      []string // log, message, capability, effect
+	Hazards      []string // ban, flood, loop, restart
+	Lines        map[string]int
+}
+
+// Isolation is what a scenario must not share while it runs.
+type Isolation string
+
+// The isolations. Account: the accounts it uses are its own. Alone: nothing
+// else runs against the same source.
+const (
+	OwnAccount Isolation = "account"
+	Alone      Isolation = "alone"
+)
+
+// A Phase is a titled group of steps.
+type Phase struct {
+	Title string
+	Pos   Pos
+	Steps []Step
+}
+
+// A Step is one thing that a scenario does or wants.
+type Step interface{ At() Pos }
+
+// Open makes a connection.
+type Open struct {
+	Pos
+	Name     string
+	Protocol string
+	Target   string // "source" or "proxy": whose endpoint
+	Endpoint string // the endpoint's name; "" for the facet's own
+	Vantage  string
+	TLS      string // "none", "implicit" or "": as the endpoint is declared
+	Announce string // a PROXY header's form, or ""
+	Src, Dst Template
+}
+
+// Send sends a line, or the octets of a file.
+type Send struct {
+	Pos
+	Name string
+	Text Template
+	Raw  bool // nothing is added: the text is only ${octets FILE} or ${data FILE}
+}
+
+// ReplyKind is which part of a reply unit a [Reply] is about.
+type ReplyKind uint8
+
+// The kinds of replies.
+const (
+	Status ReplyKind = iota // <- the line that decides; reads the unit
+	Some                    // <~ one of the lines of the unit that the next <- reads
+	None                    // <! none of them
+)
+
+// Reply wants something of a reply unit.
+type Reply struct {
+	Pos
+	Name    string
+	Kind    ReplyKind
+	Pattern Pattern
+	Must    bool // an assertion, and not only a condition for going on
+	Within  time.Duration
+}
+
+// Closed wants the peer to close.
+type Closed struct {
+	Pos
+	Name   string
+	Within time.Duration
+}
+
+// Upgrade does the TLS handshake on a connection in clear text.
+type Upgrade struct {
+	Pos
+	Name string
+}
+
+// Close closes a connection; Half keeps reading.
+type Close struct {
+	Pos
+	Name string
+	Half bool
+}
+
+// Shape changes how a connection's writes reach the network.
+type Shape struct {
+	Pos
+	Name  string
+	Shape string
+}
+
+// Witness wants a record of the source, or a delivered message.
+type Witness struct {
+	Pos
+	Kind   string // login, failed-login, transaction, rejection, message
+	User   string // message: whose mailbox
+	Joins  []Join // the first is primary, the others are fallbacks
+	Wants  []Want
+	Within time.Duration
+}
+
+// A Join is how a record is known to be ours.
+type Join struct {
+	Field string
+	Value Template
+	Col   int
+}
+
+// A Want is one line of a witness block.
+type Want struct {
+	Pos
+	Forbid  bool
+	Field   string
+	Pattern Pattern
+}
+
+// Barrier makes the source write a line of ours to its log and waits for it.
+type Barrier struct {
+	Pos
+}
+
+// If chooses by what the target was declared to be, or by the facet.
+type If struct {
+	Pos
+	Conds []string // kind, kind@version, ip4, ip6, starttls, implicit, endpoint names, profiles: any of them
+	Then  []Step
+	Else  []Step
+}
+
+// At is the step's place.
+func (p Pos) At() Pos { return p }
+
+// An Assertion is one line of a scenario that must be seen to fail somewhere.
+type Assertion struct {
+	Pos  Pos
+	Text string
+}
+
+// Key names an assertion within its scenario: its place, and the place where
+// its fragment was used.
+func (a Assertion) Key() string { return a.Pos.String() }
+
+// Assertions lists the scenario's assertions: expect, forbid, <!, <x, and the
+// replies marked must. Lines that a loop repeats are one.
+func (s *Scenario) Assertions() []Assertion {
+	var as []Assertion
+	seen := make(map[string]bool)
+	add := func(pos Pos, text string) {
+		a := Assertion{pos, text}
+		if !seen[a.Key()] {
+			seen[a.Key()] = true
+			as = append(as, a)
+		}
+	}
+	s.Walk(func(st Step) {
+		switch st := st.(type) {
+		case *Reply:
+			switch {
+			case st.Kind == None:
+				add(st.Pos, st.Name+" <! "+st.Pattern.src)
+			case st.Must:
+				arrow := " must <- "
+				if st.Kind == Some {
+					arrow = " must <~ "
+				}
+				add(st.Pos, st.Name+arrow+st.Pattern.src)
+			}
+		case *Closed:
+			add(st.Pos, st.Name+" <x")
+		case *Witness:
+			for _, w := range st.Wants {
+				verb := "expect "
+				if w.Forbid {
+					verb = "forbid "
+				}
+				add(w.Pos, verb+w.Field+"="+w.Pattern.src)
+			}
+		}
+	})
+	return as
+}
+
+// Walk calls f for every step, both arms of every if included.
+func (s *Scenario) Walk(f func(Step)) {
+	for _, p := range s.Phases {
+		walk(p.Steps, f)
+	}
+}
+
+func walk(steps []Step, f func(Step)) {
+	for _, st := range steps {
+		f(st)
+		if i, ok := st.(*If); ok {
+			walk(i.Then, f)
+			walk(i.Else, f)
+		}
+	}
+}
+
+// Driver is how the scenario reaches its source: through the public proxy, as
+// the proxy, or directly.
+func (s *Scenario) Driver() string {
+	driver := "direct"
+	s.Walk(func(st Step) {
+		o, ok := st.(*Open)
+		switch {
+		case !ok:
+		case o.Target == "proxy":
+			driver = "through"
+		case o.Vantage == "proxy" && driver == "direct":
+			driver = "as-proxy"
+		}
+	})
+	return driver
+}
+
+// Users lists the accounts that the scenario refers to, in order.
+func (s *Scenario) Users() []string {
+	var users []string
+	seen := make(map[string]bool)
+	add := func(u string) {
+		if u != "" && !seen[u] {
+			seen[u] = true
+			users = append(users, u)
+		}
+	}
+	s.refs(func(r Ref) {
+		if u, ok := r.user(); ok {
+			add(u)
+		}
+	})
+	s.Walk(func(st Step) {
+		if w, ok := st.(*Witness); ok && w.Kind == "message" {
+			add(w.User)
+		}
+	})
+	return users
+}
+
+// refs calls f for every reference of the scenario.
+func (s *Scenario) refs(f func(Ref)) {
+	each := func(rs []Ref) {
+		for _, r := range rs {
+			f(r)
+		}
+	}
+	s.Walk(func(st Step) {
+		switch st := st.(type) {
+		case *Open:
+			each(st.Src.Refs())
+			each(st.Dst.Refs())
+		case *Send:
+			each(st.Text.Refs())
+		case *Reply:
+			each(st.Pattern.Refs())
+		case *Witness:
+			for _, j := range st.Joins {
+				each(j.Value.Refs())
+			}
+			for _, w := range st.Wants {
+				each(w.Pattern.Refs())
+			}
+		}
+	})
+	for _, t := range s.Files {
+		each(t.Refs())
+	}
+}
