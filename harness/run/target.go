@@ -58,10 +58,37 @@ type Target struct {
 	Sources  []*Source
 	Proxy    *PublicProxy // nil when none stands there
 	Vantages map[string]Vantage
+	Names    Names
 	Engine   string   // "Docker 20.10.24", or ""
 	Notices  []string // sentences every human report shows first
 	Problems []result.Problem
 }
+
+// Names are the target's addresses that are nobody's to dial from.
+type Names struct {
+	// Public is where clients reach the proxy: what a proxy announces as the
+	// address its client connected to.
+	Public func(Family) netip.Addr
+	// Forged is an address that nobody has.
+	Forged func(Family) netip.Addr
+	// Client is the address of the nth further client, n from 1 to
+	// [MaxClients]: announced, never dialled from.
+	Client func(f Family, n int) netip.Addr
+}
+
+// MaxClients is how many further clients a scenario may announce.
+const MaxClients = 60
+
+// A VantageError says that a vantage itself is gone, and not what it dialled.
+type VantageError struct {
+	Vantage string
+	Err     error
+}
+
+func (e *VantageError) Error() string {
+	return "the vantage " + e.Vantage + " is gone: " + e.Err.Error()
+}
+func (e *VantageError) Unwrap() error { return e.Err }
 
 // A PublicProxy is the proxy as clients see it.
 type PublicProxy struct {
@@ -127,6 +154,21 @@ type ConfigFile struct {
 type Account struct {
 	Address  string
 	Password string
+}
+
+// Endpoint returns the source's endpoint of that name.
+func (s *Source) Endpoint(name string) (Endpoint, bool) { return endpointNamed(s.Endpoints, name) }
+
+// Endpoint returns the proxy's endpoint of that name.
+func (p *PublicProxy) Endpoint(name string) (Endpoint, bool) { return endpointNamed(p.Endpoints, name) }
+
+func endpointNamed(es []Endpoint, name string) (Endpoint, bool) {
+	for _, e := range es {
+		if e.Name == name {
+			return e, true
+		}
+	}
+	return Endpoint{}, false
 }
 
 // Accounts hands out accounts. In a lab every execution gets accounts of its

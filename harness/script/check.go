@@ -289,7 +289,7 @@ func (c *checker) templ(pos Pos, t Template, sends bool) {
 }
 
 func (c *checker) pattern(pos Pos, p Pattern) {
-	for _, a := range p.alts {
+	for _, a := range concatTemplates(p.alts, p.open) {
 		for _, part := range a.parts {
 			switch {
 			case part.ref != nil:

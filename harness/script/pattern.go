@@ -9,9 +9,11 @@ import (
 // A Pattern is literal text with holes: {} matches anything, {name} captures,
 // {name:ip} captures an address, {name:int} a number, {name:word} anything
 // without a space, {=name} must equal what was captured. "\{" is a literal
-// brace. Alternatives are separated by " || ".
+// brace. Alternatives are separated by " || ". After " else open " stand
+// replies that answer another question: they neither prove nor refute.
 type Pattern struct {
 	alts []Template
+	open []Template
 	src  string
 }
 
@@ -49,7 +51,7 @@ func (p Pattern) Captures() []string {
 // Refs lists the references to variables.
 func (p Pattern) Refs() []Ref {
 	var rs []Ref
-	for _, a := range p.alts {
+	for _, a := range concatTemplates(p.alts, p.open) {
 		for _, x := range a.parts {
 			switch {
 			case x.ref != nil:
@@ -97,7 +99,18 @@ func (p Pattern) Show(env Env) string {
 // Match says whether the whole text matches one of the alternatives, and
 // returns what was captured. fold compares letters without their case.
 func (p Pattern) Match(text string, env Env, fold bool) (captures map[string]string, ok bool, err error) {
-	for _, a := range p.alts {
+	return matchAny(p.alts, text, env, fold)
+}
+
+// LeavesOpen says whether a text that does not match is one that leaves the
+// claim open.
+func (p Pattern) LeavesOpen(text string, env Env, fold bool) (bool, error) {
+	_, ok, err := matchAny(p.open, text, env, fold)
+	return ok, err
+}
+
+func matchAny(alts []Template, text string, env Env, fold bool) (captures map[string]string, ok bool, err error) {
+	for _, a := range alts {
 		m := matcher{env: env, fold: fold}
 		parts, err := m.resolve(a.parts)
 		if err != nil {
@@ -109,6 +122,8 @@ func (p Pattern) Match(text string, env Env, fold bool) (captures map[string]str
 	}
 	return nil, false, nil
 }
+
+func concatTemplates(a, b []Template) []Template { return append(a[:len(a):len(a)], b...) }
 
 type matcher struct {
 	env  Env
@@ -243,16 +258,24 @@ func (m *matcher) index(s, sub string) int {
 // parsePattern reads a pattern. base is the column of its first octet.
 func parsePattern(text string, base int) (Pattern, *Error) {
 	p := Pattern{src: text}
-	col := base
+	wanted, open, both := strings.Cut(text, " else open ")
+	var err *Error
+	if p.alts, err = parseAlternatives(wanted, base); err == nil && both {
+		p.open, err = parseAlternatives(open, base+len(wanted)+len(" else open "))
+	}
+	return p, err
+}
+
+func parseAlternatives(text string, col int) (alts []Template, err *Error) {
 	for {
 		alt, rest, more := strings.Cut(text, " || ")
 		t, err := parseAlternative(alt, col)
 		if err != nil {
-			return p, err
+			return nil, err
 		}
-		p.alts = append(p.alts, t)
+		alts = append(alts, t)
 		if !more {
-			return p, nil
+			return alts, nil
 		}
 		col += len(alt) + 4
 		text = rest

@@ -156,3 +156,11 @@ func Visible(s string) string {
 	}
 	return b.String()
 }
+
+// Redact applies the transcript's redaction to text that goes elsewhere.
+func (t *Transcript) Redact(s string) string {
+	if t == nil {
+		return s
+	}
+	return t.redact.Redact(s)
+}

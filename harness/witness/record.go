@@ -77,8 +77,11 @@ func (r *Record) add(field, value string) {
 
 // Key is how a record is looked up: "session=abc", "user=alice@example.test".
 func Key(field, value string) string {
-	if field == "user" || field == "recipient" || field == "sender" {
+	switch field {
+	case "user", "recipient", "sender":
 		value = strings.ToLower(value)
+	case "message-id":
+		value = strings.Trim(value, "<>")
 	}
 	return field + "=" + value
 }
@@ -120,3 +123,14 @@ var (
 	loginJoins       = []joinField{{"session", "session"}, {"user", "user"}, {"port", "rport"}, {"port", "client-port"}}
 	transactionJoins = []joinField{{"message-id", "message-id"}, {"recipient", "recipient"}, {"sender", "sender"}, {"port", "client-port"}, {"user", "user"}}
 )
+
+// JoinedBy says whether the record carries the key.
+func (r *Record) JoinedBy(key string) bool {
+	var buf [16]string
+	for _, k := range r.keys(buf[:0]) {
+		if k == key {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,413 @@
+package run
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/script"
+	"github.com/mailproof/mailproof/harness/witness"
+)
+
+// errInterrupted is the cause of a context that a signal or the caller ended.
+var errInterrupted = errors.New("interrupted")
+
+// A runner executes one plan.
+type runner struct {
+	target *Target
+	opts   Options
+	plan   *Plan
+
+	logs     map[*Source]*witness.Log
+	logWhy   map[*Source]string // why there is no log
+	alone    map[*Source]*sync.RWMutex
+	seed     string
+	serial   atomic.Uint64
+	barriers atomic.Uint64
+
+	handshakes atomic.Int64 // TLS handshakes begun, for benchmarks
+
+	upMu sync.Mutex
+	isUp map[*Source]bool
+}
+
+// HashMismatch says that the plan is not the one that was approved.
+type HashMismatch struct{ Plan, Approved string }
+
+func (e *HashMismatch) Error() string {
+	return fmt.Sprintf("the plan's hash is %s, and %s was approved: look at the plan again (mailproof plan)", e.Plan, e.Approved)
+}
+
+// Run plans and executes. Whatever happens to single claims is in the result;
+// an error means that nothing was executed. When ctx ends, what did not finish
+// is an error result with the reason "interrupted".
+func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
+	o = o.withDefaults()
+	plan, err := MakePlan(t, o)
+	if err != nil {
+		return nil, err
+	}
+	if o.Approve != "" && (len(o.Approve) < 8 || !strings.HasPrefix(plan.SHA256, strings.ToLower(o.Approve))) {
+		return nil, &HashMismatch{plan.SHA256, o.Approve}
+	}
+	r := &runner{target: t, opts: o, plan: plan, seed: o.Seed,
+		logs: make(map[*Source]*witness.Log), logWhy: make(map[*Source]string),
+		alone: make(map[*Source]*sync.RWMutex), isUp: make(map[*Source]bool)}
+	if r.seed == "" {
+		r.seed = drawSeed()
+	}
+	began := time.Now()
+	outer := ctx
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	stop := context.AfterFunc(outer, func() { cancel(errInterrupted) })
+	defer stop()
+	for _, s := range t.Sources {
+		r.alone[s] = &sync.RWMutex{}
+		r.openLog(ctx, s)
+	}
+	defer r.closeLogs()
+
+	results := r.all(ctx)
+
+	run := &result.Run{
+		Schema: result.Schema, Tool: o.Tool, Started: began.UTC(), Seconds: time.Since(began).Seconds(),
+		Target:   describeTarget(t),
+		Plan:     result.Plan{SHA256: plan.SHA256, MaxRisk: o.MaxRisk.String()},
+		Problems: slices.Clone(t.Problems), Diagnoses: []result.Diagnosis{}, Excluded: plan.Excluded,
+		Results: results, Notices: slices.Clone(t.Notices),
+	}
+	if run.Problems == nil {
+		run.Problems = []result.Problem{}
+	}
+	if run.Notices == nil {
+		run.Notices = []string{}
+	}
+	diagnose(ctx, t, run)
+	run.Counts = result.Count(run.Results)
+	interrupted := errors.Is(context.Cause(ctx), errInterrupted)
+	run.Exit = exitStatus(run, o.Strict, interrupted)
+	return run, nil
+}
+
+func describeTarget(t *Target) result.Target {
+	d := result.Target{Kind: t.Kind, Engine: t.Engine, Sources: []result.Source{}}
+	if t.Proxy != nil {
+		d.Proxy = t.Proxy.Name
+	}
+	for _, s := range t.Sources {
+		d.Sources = append(d.Sources, result.Source{Name: s.Name, Kind: s.Kind, Version: s.Version, Profile: s.Profile,
+			Origin: s.Origin, Layers: s.Layers, Software: s.Software})
+	}
+	return d
+}
+
+// exitStatus is the process status of DESIGN's contract for a finished run.
+func exitStatus(run *result.Run, strict, interrupted bool) int {
+	if interrupted {
+		return result.ExitInterrupted
+	}
+	judged, unjudged := 0, len(run.Problems) > 0
+	for i := range run.Results {
+		res := &run.Results[i]
+		switch res.Verdict {
+		case result.Fail:
+			if res.Level == result.Must || res.Level == result.Should && strict {
+				return result.ExitFailed
+			}
+			judged++
+		case result.Pass:
+			judged++
+		case result.Inconclusive, result.Error:
+			unjudged = true
+		}
+		if res.Unstable && res.Level == result.Must {
+			return result.ExitFailed
+		}
+	}
+	switch {
+	case len(run.Results) == 0 && len(run.Problems) == 0:
+		return result.ExitEmpty
+	case unjudged, judged == 0:
+		return result.ExitUnjudged
+	}
+	return result.ExitOK
+}
+
+// all executes every item of the plan, J-10 first, heavy ones early.
+func (r *runner) all(ctx context.Context) []result.Result {
+	items := r.shard(r.plan.items)
+	order := make([]int, len(items))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		ia, ib := items[a], items[b]
+		switch {
+		case ia.gate != ib.gate:
+			if ia.gate {
+				return -1
+			}
+			return 1
+		case (ia.scenario.Isolation == script.Alone) != (ib.scenario.Isolation == script.Alone):
+			if ib.scenario.Isolation == script.Alone {
+				return -1
+			}
+			return 1
+		}
+		return ib.weight - ia.weight
+	})
+	results := make([]result.Result, len(items))
+	var next atomic.Int64
+	var observe sync.Mutex
+	var wg sync.WaitGroup
+	for range min(r.opts.Jobs, max(1, len(items))) {
+		wg.Go(func() {
+			for {
+				n := int(next.Add(1)) - 1
+				if n >= len(order) {
+					return
+				}
+				i := order[n]
+				results[i] = r.repeat(ctx, items[i])
+				if r.opts.Observer != nil {
+					observe.Lock()
+					r.opts.Observer(results[i])
+					observe.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return results
+}
+
+func (r *runner) shard(items []*item) []*item {
+	sh := r.opts.Shard
+	if sh.Of <= 1 {
+		return items
+	}
+	var mine []*item
+	for i, it := range items {
+		if i%sh.Of == sh.Index-1 {
+			mine = append(mine, it)
+		}
+	}
+	return mine
+}
+
+// repeat executes an item as often as was asked, and merges the results: a
+// failure stays a failure, and differing verdicts are unstable.
+func (r *runner) repeat(ctx context.Context, it *item) result.Result {
+	if it.verdict != "" {
+		res := it.blank()
+		res.Verdict, res.Reason = it.verdict, it.reason
+		return res
+	}
+	var final result.Result
+	var verdicts []result.Verdict
+	for n := 0; n < r.opts.Repeat; n++ {
+		res := r.isolated(ctx, it)
+		verdicts = append(verdicts, res.Verdict)
+		if n == 0 || worse(res.Verdict, final.Verdict) {
+			final = res
+		}
+		if context.Cause(ctx) != nil {
+			break
+		}
+	}
+	if r.opts.Repeat > 1 {
+		final.Repeats = verdicts
+		for _, v := range verdicts[1:] {
+			if v != verdicts[0] {
+				final.Unstable = true
+			}
+		}
+	}
+	return final
+}
+
+// worse orders verdicts by how much they say against a claim.
+func worse(a, b result.Verdict) bool {
+	rank := map[result.Verdict]int{result.Fail: 4, result.Error: 3, result.Inconclusive: 2, result.Unsupported: 1, result.Pass: 0}
+	return rank[a] > rank[b]
+}
+
+func (r *runner) isolated(ctx context.Context, it *item) result.Result {
+	if context.Cause(ctx) != nil {
+		res := it.blank()
+		res.Verdict, res.Reason = result.Error, "interrupted"
+		return res
+	}
+	mu := r.alone[it.source]
+	if it.scenario.Isolation == script.Alone {
+		mu.Lock()
+		defer mu.Unlock()
+	} else {
+		mu.RLock()
+		defer mu.RUnlock()
+	}
+	return r.execute(ctx, it)
+}
+
+// drawSeed makes the mark that all tokens of a run begin with.
+func drawSeed() string {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	var b [5]byte
+	rand.Read(b[:])
+	for i := range b {
+		b[i] = letters[int(b[i])%len(letters)]
+	}
+	return string(b[:])
+}
+
+// newEnv gives an execution its token, its announced port and its accounts.
+func (r *runner) newEnv(it *item, accounts map[string]Account) *env {
+	n := r.serial.Add(1)
+	e := &env{
+		target: r.target, source: it.source, family: Family(it.facet.Family), accounts: accounts,
+		token: fmt.Sprintf("mp%s%s", r.seed, base36(n)),
+		port:  uint16(20000 + n%40000),
+		files: it.scenario.Files,
+	}
+	e.wrong = "wrong-" + e.token
+	if ep, ok := it.source.Endpoint(it.facet.Endpoint); ok {
+		e.public = ep.Port
+	}
+	return e
+}
+
+func base36(n uint64) string {
+	const digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+	b := []byte{'0', '0', '0', '0'}
+	for i := len(b) - 1; i >= 0; i-- {
+		b[i] = digits[n%36]
+		n /= 36
+	}
+	return string(b)
+}
+
+// accounts takes the accounts that a scenario refers to.
+func (r *runner) accounts(ctx context.Context, it *item) (map[string]Account, func(), error) {
+	if len(it.users) == 0 {
+		return nil, func() {}, nil
+	}
+	if it.source.Accounts == nil {
+		return nil, nil, &openClaim{fmt.Sprintf("it needs %d account(s) of %s, and the target names none", len(it.users), it.source.Name)}
+	}
+	list, release, err := it.source.Accounts.Take(ctx, len(it.users))
+	if err != nil {
+		return nil, nil, &openClaim{fmt.Sprintf("it needs %d account(s) of %s: %v", len(it.users), it.source.Name, err)}
+	}
+	m := make(map[string]Account, len(it.users))
+	for i, u := range it.users {
+		m[u] = list[i]
+	}
+	return m, release, nil
+}
+
+// openLog begins to follow a source's log.
+func (r *runner) openLog(ctx context.Context, s *Source) {
+	open, ok := s.Logs["mail"]
+	if !ok {
+		r.logWhy[s] = "no log of " + s.Name + " was named: to judge this claim, say where its mail log can be read"
+		return
+	}
+	l, err := witness.Follow(ctx, s.Name, open)
+	if err != nil {
+		r.logWhy[s] = fmt.Sprintf("the log of %s cannot be read: %v", s.Name, err)
+		return
+	}
+	r.logs[s] = l
+}
+
+func (r *runner) closeLogs() {
+	for _, l := range r.logs {
+		l.Close()
+	}
+}
+
+func (r *runner) log(s *Source) *witness.Log { return r.logs[s] }
+
+func (r *runner) noLog(s *Source) string { return r.logWhy[s] }
+
+func (r *runner) logErr(s *Source) error {
+	if l := r.logs[s]; l != nil {
+		return l.Err()
+	}
+	return nil
+}
+
+// up says whether any declared endpoint of a source accepts a connection. It
+// is asked only after a dial has failed, and once for each source.
+func (r *runner) up(ctx context.Context, s *Source) bool {
+	r.upMu.Lock()
+	defer r.upMu.Unlock()
+	if up, known := r.isUp[s]; known {
+		return up
+	}
+	up := false
+	ctx, cancel := context.WithTimeout(ctx, r.opts.Deadlines.Dial)
+	defer cancel()
+	for _, name := range Vantages() {
+		v := r.target.Vantages[name]
+		if v == nil || up {
+			continue
+		}
+		for _, f := range []Family{IP4, IP6} {
+			addr := s.Addr(name, f)
+			if !addr.IsValid() || !v.Addr(f).IsValid() {
+				continue
+			}
+			for _, ep := range s.Endpoints {
+				if c, err := v.Dial(ctx, netip.AddrPortFrom(addr, ep.Port)); err == nil {
+					c.Close()
+					up = true
+					break
+				}
+			}
+		}
+	}
+	r.isUp[s] = up
+	return up
+}
+
+// direct dials an endpoint of a source for the harness's own needs: barriers
+// and reading mail. It never acts from the proxy's or the relay's address.
+func (r *runner) direct(ctx context.Context, s *Source, endpoint string, prefer Family) (net.Conn, Endpoint, error) {
+	ep, ok := s.Endpoint(endpoint)
+	if !ok {
+		return nil, ep, fmt.Errorf("the source was declared without the endpoint %s", endpoint)
+	}
+	families := []Family{prefer, IP4, IP6}
+	var last error = fmt.Errorf("no vantage of ours reaches %s of %s", endpoint, s.Name)
+	for _, name := range []string{Client, Stranger} {
+		v := r.target.Vantages[name]
+		if v == nil {
+			continue
+		}
+		for _, f := range families {
+			addr := s.Addr(name, f)
+			if !addr.IsValid() || !v.Addr(f).IsValid() {
+				continue
+			}
+			dctx, cancel := context.WithTimeout(ctx, r.opts.Deadlines.Dial)
+			c, err := v.Dial(dctx, netip.AddrPortFrom(addr, ep.Port))
+			cancel()
+			if err == nil {
+				return c, ep, nil
+			}
+			last = err
+		}
+	}
+	return nil, ep, last
+}

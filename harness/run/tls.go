@@ -1,0 +1,22 @@
+package run
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+)
+
+// clientTLS is how a migration proxy speaks TLS to a source: 1.2 with ECDHE and
+// AEAD, or 1.3, and nothing older. nil roots accept any certificate.
+func clientTLS(roots *x509.CertPool, name string) *tls.Config {
+	return &tls.Config{
+		RootCAs:            roots,
+		ServerName:         name,
+		InsecureSkipVerify: roots == nil,
+		MinVersion:         tls.VersionTLS12,
+		CipherSuites: []uint16{
+			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+			tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+			tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+		},
+	}
+}
