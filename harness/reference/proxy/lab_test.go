@@ -1010,3 +1010,13 @@ func proxyV2(src, dst netip.AddrPort) string {
 	b = binary.BigEndian.AppendUint16(b, src.Port())
 	return string(binary.BigEndian.AppendUint16(b, dst.Port()))
 }
+
+// resolver finds names in a table.
+func resolver(names map[string][]netip.Addr) func(context.Context, string) ([]netip.Addr, error) {
+	return func(_ context.Context, host string) ([]netip.Addr, error) {
+		if addrs, ok := names[host]; ok {
+			return addrs, nil
+		}
+		return nil, fmt.Errorf("no such host %q", host)
+	}
+}

@@ -60,6 +60,7 @@ type Proxy struct {
 	sessions map[*session]struct{}
 	pairs    map[pair]int            // live sessions by whom they are for
 	origins  map[netip.Addr]struct{} // addresses of destinations, as far as known
+	returns  map[string]int          // sessions from a destination's address that are on their way to one
 }
 
 // A pair is the two ends of a client's connection, as they are announced. No
@@ -96,6 +97,7 @@ func New(cfg *Config, opt Options) (*Proxy, error) {
 		sessions: make(map[*session]struct{}),
 		pairs:    make(map[pair]int),
 		origins:  make(map[netip.Addr]struct{}),
+		returns:  make(map[string]int),
 	}
 	p.level = logLevels()[p.cfg.Server.LogLevel]
 	p.buffers.New = func() any { b := make([]byte, spliceBuffer); return &b }
@@ -339,6 +341,29 @@ func (p *Proxy) release(k pair) {
 	if p.pairs[k]--; p.pairs[k] <= 0 {
 		delete(p.pairs, k)
 	}
+}
+
+// enter counts a session that comes from a destination's address, while it is
+// on its way to a destination: a mail system may well be a client of the proxy,
+// but where the way is a loop these pile up. Nothing else shows a loop of
+// proxies that announce nothing. No more than proxy_ttl are let in at one time.
+func (p *Proxy) enter(s *session, key string) (leave func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.origins[s.via.Addr()]; !ok {
+		return func() {}, nil
+	}
+	if p.returns[key] >= p.cfg.Server.ProxyTTL {
+		return nil, &Loop{Why: fmt.Sprintf("%d sessions for one account come from %s, which is a destination", p.returns[key], s.via.Addr())}
+	}
+	p.returns[key]++
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.returns[key]--; p.returns[key] <= 0 {
+			delete(p.returns, key)
+		}
+	}, nil
 }
 
 // remember notes an address that a destination has.

@@ -319,12 +319,7 @@ func (s *session) signIn(d dialogue, c credentials) {
 	s.begin(limit.Add(lingerTime))
 	ctx, cancel := context.WithDeadline(s.ctx, limit)
 	defer cancel()
-	src, err := s.reach(ctx, d, c.account)
-	var reply string
-	accepted := false
-	if err == nil {
-		reply, accepted, err = d.present(src, c)
-	}
+	src, reply, accepted, err := s.attempt(ctx, d, c)
 	if err != nil {
 		s.log(levelError, "user=%q: backend unavailable: %v", shown(c.account), err)
 		s.closeSource()
@@ -351,6 +346,20 @@ func (s *session) signIn(d dialogue, c credentials) {
 		return
 	}
 	s.join(src)
+}
+
+// attempt presents the credentials to the account's source.
+func (s *session) attempt(ctx context.Context, d dialogue, c credentials) (src *source, reply string, accepted bool, err error) {
+	leave, err := s.p.enter(s, string(s.ln.Protocol)+" "+c.account)
+	if err != nil {
+		return nil, "", false, err
+	}
+	defer leave()
+	if src, err = s.reach(ctx, d, c.account); err != nil {
+		return nil, "", false, err
+	}
+	reply, accepted, err = d.present(src, c)
+	return src, reply, accepted, err
 }
 
 // join splices the session's two legs until it is over.
@@ -414,7 +423,12 @@ func (s *session) passThrough() {
 	s.begin(limit.Add(lingerTime))
 	ctx, cancel := context.WithDeadline(s.ctx, limit)
 	defer cancel()
-	src, err := s.connect(ctx, s.p.pass)
+	leave, err := s.p.enter(s, string(SMTP))
+	var src *source
+	if err == nil {
+		defer leave()
+		src, err = s.connect(ctx, s.p.pass)
+	}
 	if err != nil {
 		s.log(levelError, "backend unavailable: %v", err)
 		s.client.say("421 4.3.0 backend unavailable\r\n")
