@@ -310,9 +310,8 @@ func (d *imap) present(src *source, c credentials) (string, bool, error) {
 		}
 		reply.WriteString(line)
 		reply.WriteString("\r\n")
-		if rest, ok := cutWord(line, d.tag); ok {
-			word, _, _ := strings.Cut(rest, " ")
-			return reply.String(), isWord(word, "OK"), nil
+		if strings.HasPrefix(line, d.tag+" ") {
+			return reply.String(), taggedOK(line, d.tag), nil
 		}
 	}
 	return "", false, src.failedf("no verdict on the credentials in %d lines", maxReplyLines)
@@ -339,7 +338,7 @@ func (src *source) tagged(tag string, limit int) ([]string, error) {
 			return nil, err
 		}
 		lines = append(lines, line)
-		if _, ok := cutWord(line, tag); ok {
+		if strings.HasPrefix(line, tag+" ") {
 			return lines, nil
 		}
 	}
@@ -347,9 +346,9 @@ func (src *source) tagged(tag string, limit int) ([]string, error) {
 }
 
 func taggedOK(line, tag string) bool {
-	rest, _ := cutWord(line, tag)
+	rest, ok := strings.CutPrefix(line, tag+" ")
 	word, _, _ := strings.Cut(rest, " ")
-	return isWord(word, "OK")
+	return ok && isWord(word, "OK")
 }
 
 // capabilityCode finds the list in "[CAPABILITY ...]".

@@ -74,7 +74,7 @@ const maxOrigins = 4096
 type destination struct {
 	Destination
 	tls  *tls.Config
-	next atomic.Uint32 // round robin over SourceIPs
+	next [2]atomic.Uint32 // round robin over SourceIPs, IPv4 and IPv6
 }
 
 // New prepares a proxy: it checks the configuration, and reads the

@@ -127,6 +127,10 @@ func (s *session) dial(ctx context.Context, dest *destination, ep Endpoint) (*so
 // address; zero where there is none.
 func (d *destination) from(to netip.Addr) netip.Addr {
 	var fit []netip.Addr
+	family := 0
+	if !to.Unmap().Is4() {
+		family = 1
+	}
 	for _, a := range d.SourceIPs {
 		if a.Is4() == to.Unmap().Is4() {
 			fit = append(fit, a)
@@ -135,7 +139,7 @@ func (d *destination) from(to netip.Addr) netip.Addr {
 	if len(fit) == 0 {
 		return netip.Addr{}
 	}
-	return fit[int(d.next.Add(1)-1)%len(fit)]
+	return fit[int(d.next[family].Add(1)-1)%len(fit)]
 }
 
 // writeHeader announces the client with a PROXY header: version 2 if both ends
