@@ -6,10 +6,15 @@
 // nothing is lost or reordered, a reset discards what the peer has not read,
 // and no goroutine, socket or privilege is used. A write blocks once
 // [Window] octets are unread, as TCP's does.
+//
+// A server that is slow on purpose says so with [Conn.Lag], and one that waits
+// for a client that says nothing with [Conn.ReadQuiet]: both pass time that
+// nobody has to wait for, and fail a peer whose deadline does not allow for it.
 package memnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -167,7 +172,8 @@ func (l *Listener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.at) }
 
 // pair returns the two ends of a new connection.
 func pair(client, server netip.AddrPort) (*Conn, *Conn) {
-	up, down := newFlow(), newFlow()
+	mu := new(sync.Mutex)
+	up, down := newFlow(mu), newFlow(mu)
 	c := &Conn{in: down, out: up, local: net.TCPAddrFromAddrPort(client), remote: net.TCPAddrFromAddrPort(server)}
 	s := &Conn{in: up, out: down, local: c.remote, remote: c.local}
 	return c, s
@@ -250,9 +256,34 @@ func (c *Conn) fail(op string, err error) error {
 	return &net.OpError{Op: op, Net: "tcp", Source: c.local, Addr: c.remote, Err: err}
 }
 
+// Lag says that whatever this end sends from now on arrives d later than it
+// would. No time passes: a reader whose deadline leaves it no more than d
+// fails with [os.ErrDeadlineExceeded] as soon as it has read what was sent
+// before, and any other reads on at once. Calling it again adds to it.
+func (c *Conn) Lag(d time.Duration) { c.out.lagBy(d) }
+
+// ReadQuiet reads like Read, but waits no longer than d for a peer that says
+// nothing: when the peer is itself waiting to read from this connection and
+// nothing is under way, d has passed, without anybody's waiting for it. It
+// then fails with [os.ErrDeadlineExceeded], and what this end sends afterwards
+// arrives d later.
+func (c *Conn) ReadQuiet(b []byte, d time.Duration) (int, error) {
+	n, err := c.in.readQuiet(b, c.out)
+	if errors.Is(err, errQuiet) {
+		c.out.lagBy(d)
+		err = os.ErrDeadlineExceeded
+	}
+	if err != nil && err != io.EOF {
+		err = c.fail("read", err)
+	}
+	return n, err
+}
+
+var errQuiet = errors.New("the peer says nothing")
+
 // flow is one direction of a connection.
 type flow struct {
-	mu         sync.Mutex
+	mu         *sync.Mutex // both directions'
 	cond       *sync.Cond
 	buf        []byte
 	off        int // buf[off:] is unread
@@ -260,6 +291,11 @@ type flow struct {
 	err        error // reset
 	readClosed bool
 	rd, wd     deadline
+
+	lag      time.Duration // what comes after the next lagAfter octets is late by this
+	lagAfter int
+	blocked  int        // readers that wait for something to come
+	watcher  *sync.Cond // told when a reader begins to wait
 }
 
 type deadline struct {
@@ -267,26 +303,43 @@ type deadline struct {
 	timer *time.Timer
 }
 
-func newFlow() *flow {
-	f := &flow{}
-	f.cond = sync.NewCond(&f.mu)
-	return f
+func newFlow(mu *sync.Mutex) *flow {
+	return &flow{mu: mu, cond: sync.NewCond(mu)}
 }
 
-func (f *flow) read(b []byte) (int, error) {
+func (f *flow) read(b []byte) (int, error) { return f.readQuiet(b, nil) }
+
+// readQuiet reads, and fails with errQuiet when the reader of the other
+// direction waits while nothing is under way in either.
+func (f *flow) readQuiet(b []byte, other *flow) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if other != nil {
+		other.watcher = f.cond
+		defer func() { other.watcher = nil }()
+	}
 	for {
 		switch {
 		case f.readClosed:
 			return 0, net.ErrClosed
 		case f.err != nil:
 			return 0, f.err
-		case f.rd.passed():
+		case f.rd.passed(), f.late():
 			return 0, os.ErrDeadlineExceeded
 		case f.off < len(f.buf):
-			n := copy(b, f.buf[f.off:])
+			end := len(f.buf)
+			if f.lag > 0 {
+				if f.lagAfter == 0 {
+					f.lag = 0
+				} else {
+					end = min(end, f.off+f.lagAfter)
+				}
+			}
+			n := copy(b, f.buf[f.off:end])
 			f.off += n
+			if f.lag > 0 {
+				f.lagAfter -= n
+			}
 			if f.off == len(f.buf) {
 				f.buf, f.off = f.buf[:0], 0
 			}
@@ -296,9 +349,34 @@ func (f *flow) read(b []byte) (int, error) {
 			return 0, io.EOF
 		case len(b) == 0:
 			return 0, nil
+		case other != nil && other.blocked > 0 && other.off == len(other.buf):
+			return 0, errQuiet
+		}
+		f.blocked++
+		if f.watcher != nil {
+			f.watcher.Broadcast()
 		}
 		f.cond.Wait()
+		f.blocked--
 	}
+}
+
+// late says whether the next octet comes only after the reader's deadline.
+func (f *flow) late() bool {
+	return f.lag > 0 && f.lagAfter == 0 && !f.rd.at.IsZero() && time.Until(f.rd.at) <= f.lag
+}
+
+func (f *flow) lagBy(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	f.mu.Lock()
+	if f.lag == 0 {
+		f.lagAfter = len(f.buf) - f.off
+	}
+	f.lag += d
+	f.cond.Broadcast()
+	f.mu.Unlock()
 }
 
 func (f *flow) write(b []byte) (int, error) {
