@@ -86,6 +86,7 @@ func TestOctetsAtTheSource(t *testing.T) {
 							want := expected(p, m, f, unmapped(c.local()), unmapped(netip.MustParseAddrPort(at)), sessionID(got), "Alice@Example.org", "pässword")
 							assert.Equal(t, got, want+"QUIT NOW\r\n")
 							assert.Assert(t, !strings.Contains(got, "::ffff:"))
+							assert.Assert(t, !strings.Contains(l.log.String(), "peer=[::ffff:"), "%s", l.log)
 							assert.Assert(t, !strings.Contains(l.log.String(), "pässword"))
 							if f == ForwardXCLIENT && p != Submission {
 								assert.Assert(t, goodSessionID(sessionID(got)), "%q", sessionID(got))

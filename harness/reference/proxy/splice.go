@@ -43,7 +43,6 @@ func pump(from, to *leg, watch *watch, buffers *sync.Pool) (n int64) {
 		if err != nil {
 			return n
 		}
-		from.br.Discard(held)
 	}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)

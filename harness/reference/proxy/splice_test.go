@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/emersion/go-smtp"
+	"github.com/mailproof/mailproof/harness/reference/memnet"
 	proxyproto "github.com/pires/go-proxyproto"
 	"gotest.tools/v3/assert"
 )
@@ -78,6 +79,32 @@ func TestJoinedSession(t *testing.T) {
 			assert.Assert(t, errors.Is(err, syscall.ECONNRESET), "%v", err)
 		})
 	}
+}
+
+// A connection that is closed after a last reply still takes what its client
+// sends, within bounds, so that the reply is not lost to a reset.
+func TestLastReplyIsNotLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := memnet.Pipe(netip.AddrPortFrom(client4, 4000), netip.AddrPortFrom(public4, 143))
+		done := make(chan time.Duration)
+		go func() {
+			begun := time.Now()
+			l := newLeg(server, server)
+			l.say("NO\r\n")
+			l.finish()
+			done <- time.Since(begun)
+		}()
+		synctest.Wait()
+		_, err := client.Write(make([]byte, 100<<10))
+		assert.NilError(t, err)
+		synctest.Wait()
+		_, err = client.Write([]byte("more"))
+		assert.NilError(t, err)
+		b, err := io.ReadAll(client)
+		assert.NilError(t, err)
+		assert.Equal(t, string(b), "NO\r\n")
+		assert.Equal(t, <-done, lingerTime) // the client never closed
+	})
 }
 
 // I-34: a joined session may be silent for bridge_idle, and is closed then.

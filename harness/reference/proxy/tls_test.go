@@ -132,6 +132,20 @@ func TestSourceCertificate(t *testing.T) {
 	}
 }
 
+// I-18: whatever a configuration came to, credentials do not go where there is
+// no TLS and none was waived.
+func TestNoCredentialsInClearText(t *testing.T) {
+	for _, p := range interactive {
+		l := newLab(t, labConfig(ForwardNone, Plain))
+		l.p.dests["legacy"].AllowPlaintext = false // no configuration gets as far
+		s := l.source(source4, p, Plain, ForwardNone, "")
+		c := l.signIn(client4, publicName(p, Implicit), "alice@example.org", "secret")
+		c.want(unavailableReply(p))
+		c.end()
+		assert.Assert(t, !strings.Contains(s.received(), "AUTH"))
+	}
+}
+
 // labConfigAt is a configuration that binds nothing that the others bind.
 func labConfigAt(string) *Config {
 	cfg := labConfig(ForwardNone, Plain)
