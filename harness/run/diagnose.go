@@ -2,9 +2,324 @@ package run
 
 import (
 	"context"
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/mailproof/mailproof/harness/result"
 )
 
-// diagnose groups findings under their causes.
-func diagnose(ctx context.Context, t *Target, run *result.Run) {}
+// A cause is one thing that can be wrong with a source. look returns nil when
+// the observations do not speak for it.
+type cause struct {
+	code string
+	kind string
+	look func(*observations) *result.Diagnosis
+}
+
+// diagnose groups findings under their causes, root cause first: each cause
+// looks at what no earlier one has explained, and names the observations that
+// tell it from its alternatives.
+func diagnose(ctx context.Context, t *Target, run *result.Run) {
+	for _, src := range t.Sources {
+		o := &observations{ctx: ctx, t: t, src: src}
+		failed := false
+		for i := range run.Results {
+			if run.Results[i].Source == src.Name {
+				o.results = append(o.results, &run.Results[i])
+				failed = failed || run.Results[i].Verdict == result.Fail
+			}
+		}
+		if !failed {
+			continue
+		}
+		for _, c := range causes() {
+			if c.kind != "" && c.kind != src.Kind {
+				continue
+			}
+			d := c.look(o)
+			if d == nil {
+				continue
+			}
+			d.Code, d.Source = c.code, src.Name
+			o.explain(d)
+			run.Diagnoses = append(run.Diagnoses, *d)
+		}
+	}
+}
+
+// observations are the results of one source, as causes look at them.
+type observations struct {
+	ctx     context.Context
+	t       *Target
+	src     *Source
+	results []*result.Result
+
+	configRead bool
+	config     []ConfigFile
+}
+
+// explain marks what a diagnosis explains, and takes its level from there.
+func (o *observations) explain(d *result.Diagnosis) {
+	d.Level = result.May
+	for _, key := range d.Results {
+		for _, r := range o.results {
+			if r.Key() != key {
+				continue
+			}
+			r.ExplainedBy = d.Code
+			if r.Level == result.Must || r.Level == result.Should && d.Level == result.May {
+				d.Level = r.Level
+			}
+			for i := range r.Findings {
+				r.Findings[i].Remedy = d.Remedy.Text
+			}
+		}
+	}
+	if d.DiscriminatedBy == nil {
+		d.DiscriminatedBy = []string{}
+	}
+	if d.Alternatives == nil {
+		d.Alternatives = []string{}
+	}
+}
+
+// A query selects results.
+type query struct {
+	ids      string // globs, separated by spaces; empty for all
+	endpoint string // names, separated by spaces; empty for all
+	family   string
+	facts    []string // each must begin some fact of some finding
+	any      []string // one of these must
+	verdict  result.Verdict
+	taken    bool // also those that are explained already
+}
+
+// find returns the results that a query selects. Without a verdict it looks at
+// failures.
+func (o *observations) find(q query) []*result.Result {
+	if q.verdict == "" {
+		q.verdict = result.Fail
+	}
+	var out []*result.Result
+	for _, r := range o.results {
+		switch {
+		case r.Verdict != q.verdict,
+			!q.taken && r.ExplainedBy != "",
+			q.ids != "" && !globs(q.ids, r.ID),
+			q.endpoint != "" && !slices.Contains(strings.Fields(q.endpoint), r.Facet.Endpoint),
+			q.family != "" && r.Facet.Family != q.family:
+			continue
+		}
+		ok := true
+		for _, f := range q.facts {
+			ok = ok && hasFact(r, f)
+		}
+		if len(q.any) > 0 {
+			some := false
+			for _, f := range q.any {
+				some = some || hasFact(r, f)
+			}
+			ok = ok && some
+		}
+		if ok {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func (o *observations) has(q query) bool { return len(o.find(q)) > 0 }
+
+// passed says whether a scenario passed at all of its facets that were run.
+func (o *observations) passed(ids string) bool {
+	return o.has(query{ids: ids, verdict: result.Pass}) && !o.has(query{ids: ids, taken: true})
+}
+
+func globs(patterns, id string) bool {
+	for _, p := range strings.Fields(patterns) {
+		if ok, _ := path.Match(p, id); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// hasFact says whether some finding has a fact that begins as given. A "~"
+// in front looks for the words anywhere in a reply.
+func hasFact(r *result.Result, want string) bool {
+	words, anywhere := strings.CutPrefix(want, "~")
+	for i := range r.Findings {
+		for _, f := range r.Findings[i].Facts {
+			if anywhere {
+				if strings.HasPrefix(f, "reply=") && strings.Contains(strings.ToLower(f), strings.ToLower(words)) {
+					return true
+				}
+			} else if strings.HasPrefix(f, want) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// factValues lists the values of a fact over results, without repeats.
+func factValues(rs []*result.Result, name string) []string {
+	var vs []string
+	for _, r := range rs {
+		for i := range r.Findings {
+			for _, f := range r.Findings[i].Facts {
+				if v, ok := strings.CutPrefix(f, name+"="); ok && !slices.Contains(vs, v) {
+					vs = append(vs, v)
+				}
+			}
+		}
+	}
+	slices.Sort(vs)
+	return vs
+}
+
+func keys(rs ...[]*result.Result) []string {
+	var ks []string
+	for _, list := range rs {
+		for _, r := range list {
+			if k := r.Key(); !slices.Contains(ks, k) {
+				ks = append(ks, k)
+			}
+		}
+	}
+	return ks
+}
+
+func endpointsOf(rs ...[]*result.Result) []string {
+	var es []string
+	for _, list := range rs {
+		for _, r := range list {
+			if !slices.Contains(es, r.Facet.Endpoint) {
+				es = append(es, r.Facet.Endpoint)
+			}
+		}
+	}
+	slices.Sort(es)
+	return es
+}
+
+func familiesOf(rs ...[]*result.Result) []string {
+	var fs []string
+	for _, list := range rs {
+		for _, r := range list {
+			if !slices.Contains(fs, r.Facet.Family) {
+				fs = append(fs, r.Facet.Family)
+			}
+		}
+	}
+	slices.Sort(fs)
+	return fs
+}
+
+func concat(lists ...[]*result.Result) []*result.Result {
+	var all []*result.Result
+	for _, l := range lists {
+		for _, r := range l {
+			if !slices.Contains(all, r) {
+				all = append(all, r)
+			}
+		}
+	}
+	return all
+}
+
+// files reads the source's configuration, once, and only when a cause asks.
+func (o *observations) files() []ConfigFile {
+	if !o.configRead {
+		o.configRead = true
+		if o.src.Config != nil {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(o.ctx), 20*time.Second)
+			defer cancel()
+			o.config, _ = o.src.Config(ctx)
+		}
+	}
+	return o.config
+}
+
+// setting finds where a setting stands last in the files that can be edited,
+// and what it is there. Dovecot and Postfix both let the last one win.
+func (o *observations) setting(area, name string) (file string, line int, value string) {
+	form := regexp.MustCompile(`^\s*` + regexp.QuoteMeta(name) + `\s*=\s*(.*?)\s*$`)
+	for _, f := range o.files() {
+		if f.Command || !strings.Contains(f.Path, area) {
+			continue
+		}
+		for i, text := range strings.Split(f.Text, "\n") {
+			if m := form.FindStringSubmatch(text); m != nil {
+				file, line, value = f.Path, i+1, m[1]
+			}
+		}
+	}
+	return file, line, value
+}
+
+// inForce is a setting's value as the server's own command prints it.
+func (o *observations) inForce(command, name string) (string, bool) {
+	form := regexp.MustCompile(`(?m)^\s*` + regexp.QuoteMeta(name) + `\s*=\s*(.*?)\s*$`)
+	for _, f := range o.files() {
+		if f.Command && strings.HasPrefix(f.Path, command) {
+			if m := form.FindStringSubmatch(f.Text); m != nil {
+				return m[1], true
+			}
+		}
+	}
+	return "", false
+}
+
+// addresses lists a vantage's addresses in both families.
+func (o *observations) addresses(vantage string) []string {
+	v := o.t.Vantages[vantage]
+	if v == nil {
+		return nil
+	}
+	var as []string
+	for _, f := range []Family{IP4, IP6} {
+		if a := v.Addr(f); a.IsValid() {
+			as = append(as, a.String())
+		}
+	}
+	return as
+}
+
+// bracketed spells addresses as Postfix lists do.
+func bracketed(as []string) []string {
+	out := make([]string, len(as))
+	for i, a := range as {
+		if strings.Contains(a, ":") {
+			a = "[" + a + "]"
+		}
+		out[i] = a
+	}
+	return out
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}
+
+func listed(words []string) string {
+	switch len(words) {
+	case 0:
+		return "none"
+	case 1:
+		return words[0]
+	}
+	return strings.Join(words[:len(words)-1], ", ") + " and " + words[len(words)-1]
+}
+
+// observed says in a sentence what was seen at which endpoints.
+func observed(rs []*result.Result, what string) string {
+	return fmt.Sprintf("%s (%s, %s)", what, listed(endpointsOf(rs)), listed(familiesOf(rs)))
+}
