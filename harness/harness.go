@@ -45,14 +45,6 @@ type SourceSpec struct {
 	Bugs []string
 }
 
-// Releases lists the versions of a kind that labs can start.
-func Releases(kind string) []string {
-	if kind == "dovecot-postfix" {
-		return []string{"bookworm", "trixie"}
-	}
-	return nil
-}
-
 // An Option changes what is run, or how.
 type Option func(*run.Options)
 

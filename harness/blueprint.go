@@ -1,0 +1,126 @@
+package harness
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/mailproof/mailproof/fixtures"
+	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/run"
+)
+
+// Endpoints are the services that a lab's sources and proxy are declared to have.
+func Endpoints() []run.Endpoint {
+	return []run.Endpoint{
+		{Name: "imap", Protocol: "imap", Port: 143, TLS: "starttls"},
+		{Name: "imaps", Protocol: "imap", Port: 993, TLS: "implicit"},
+		{Name: "pop3", Protocol: "pop3", Port: 110, TLS: "starttls"},
+		{Name: "pop3s", Protocol: "pop3", Port: 995, TLS: "implicit"},
+		{Name: "sieve", Protocol: "managesieve", Port: 4190, TLS: "starttls"},
+		{Name: "smtp", Protocol: "smtp", Port: 25, TLS: "starttls"},
+		{Name: "submission", Protocol: "smtp", Port: 587, TLS: "starttls"},
+		{Name: "submissions", Protocol: "smtp", Port: 465, TLS: "implicit"},
+	}
+}
+
+// Blueprint is the target that a lab of these sources will be, without the
+// lab: it can be planned, and not run. Labs fill it in.
+func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error) {
+	if len(specs) == 0 {
+		return nil, fmt.Errorf("a lab needs at least one source")
+	}
+	if len(specs) > fixtures.MaxSources {
+		return nil, fmt.Errorf("a lab holds at most %d sources, not %d", fixtures.MaxSources, len(specs))
+	}
+	t := &Target{Kind: kind, Vantages: make(map[string]run.Vantage), Names: Names()}
+	for _, h := range fixtures.Hosts() {
+		t.Vantages[h.Vantage] = unbuilt{h.Pair}
+	}
+	if withProxy {
+		t.Proxy = &run.PublicProxy{Name: "reference", Addr: func(f run.Family) netip.Addr { return fixtures.Public().Of(string(f)) },
+			Endpoints: Endpoints(), ServerName: fixtures.PublicHost}
+	}
+	seen := make(map[string]bool)
+	for i, s := range specs {
+		if seen[s.Name] {
+			return nil, fmt.Errorf("the source %q is named twice", s.Name)
+		}
+		seen[s.Name] = true
+		if _, err := fixtures.Base(s.Kind, s.Version, s.Profile); err != nil {
+			return nil, err
+		}
+		src := &run.Source{Name: s.Name, Kind: s.Kind, Version: s.Version, Profile: s.Profile, Origin: result.FromImage,
+			Domain: fixtures.Domain, Endpoints: Endpoints(), ServerName: fixtures.SourceHost(i), Addr: SourceAddr(i)}
+		if kind == "reference" {
+			src.Origin = result.FromReference
+		}
+		for _, l := range s.Layers {
+			src.Layers = append(src.Layers, l.Name)
+		}
+		for _, b := range s.Bugs {
+			src.Layers = append(src.Layers, b)
+		}
+		t.Sources = append(t.Sources, src)
+	}
+	return t, nil
+}
+
+// Names are the labs' names that nobody dials from.
+func Names() run.Names {
+	return run.Names{
+		Public: func(f run.Family) netip.Addr { return fixtures.Public().Of(string(f)) },
+		Forged: func(f run.Family) netip.Addr { return fixtures.Forged().Of(string(f)) },
+		Client: func(f run.Family, n int) netip.Addr { return fixtures.Announced(n).Of(string(f)) },
+	}
+}
+
+// SourceAddr is where each vantage of a lab dials source i: the source's
+// address in the vantage's own network.
+func SourceAddr(i int) func(vantage string, f run.Family) netip.Addr {
+	return func(vantage string, f run.Family) netip.Addr {
+		h, ok := fixtures.HostOf(vantage)
+		if !ok {
+			return netip.Addr{}
+		}
+		return fixtures.NetworkNamed(h.Network).Source(i).Of(string(f))
+	}
+}
+
+// layers are all of a source's layers, in the order in which they are laid,
+// with the lab's names replaced.
+func (s SourceSpec) layers(i int) ([]fixtures.Layer, error) {
+	all, err := fixtures.Base(s.Kind, s.Version, s.Profile)
+	if err != nil {
+		return nil, err
+	}
+	if !s.Bare {
+		recipe, err := fixtures.GuideRecipe(s.Kind, s.Version)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, recipe)
+	}
+	all = append(all, s.Layers...)
+	names := fixtures.LabNames(i)
+	out := make([]fixtures.Layer, len(all))
+	for n, l := range all {
+		out[n] = fixtures.Layer{Name: l.Name, Files: make(map[string]string, len(l.Files))}
+		for file, text := range l.Files {
+			if out[n].Files[file], err = names.Expand(l.Name+"/"+file, text); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// unbuilt is a vantage of a blueprint.
+type unbuilt struct{ fixtures.Pair }
+
+func (u unbuilt) Addr(f run.Family) netip.Addr { return u.Of(string(f)) }
+
+func (u unbuilt) Dial(context.Context, netip.AddrPort) (net.Conn, error) {
+	return nil, &run.VantageError{Vantage: u.IP4.String(), Err: fmt.Errorf("this target is only a blueprint")}
+}
