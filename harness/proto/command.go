@@ -200,5 +200,8 @@ func clipText(s string) string {
 // Quote spells a string as IMAP and ManageSieve quote it. It must not hold CR,
 // LF or NUL; those need a literal.
 func Quote(s string) string {
+	if !strings.ContainsAny(s, `"\`) {
+		return `"` + s + `"`
+	}
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
