@@ -199,6 +199,18 @@ func TestNoCredentials(t *testing.T) {
 	}
 }
 
+// A client leg without TLS is announced as what it is.
+func TestInsecureClient(t *testing.T) {
+	cfg := labConfig(ForwardXCLIENT, Implicit)
+	cfg.Capabilities = map[Protocol]Capabilities{POP3: {AllowCleartext: true}}
+	l := newLab(t, cfg)
+	s := l.source(source4, POP3, Implicit, ForwardXCLIENT, "")
+	c := l.dial(client4, "pop3")
+	c.talk("+OK...\n> USER alice@example.org\n+OK\n> PASS secret\n+OK Logged in.")
+	c.conn.Close()
+	assert.Assert(t, strings.Contains(s.received(), " TTL=6 CLIENT-TRANSPORT=insecure\r\n"))
+}
+
 // C-01: where an IMAP greeting has no capabilities they are asked for.
 func TestIMAPGreetingWithoutCapabilities(t *testing.T) {
 	l := newLab(t, labConfig(ForwardXCLIENT, STARTTLS))

@@ -82,6 +82,19 @@ func TestInboundHeaderAdopted(t *testing.T) {
 	}
 }
 
+// I-31: a header may carry TLVs of more than 1 KiB, but not of any size.
+func TestInboundHeaderWithTLVs(t *testing.T) {
+	for size, adopted := range map[int]bool{2000: true, 5000: false} {
+		l := newLab(t, inboundConfig(InboundRequired))
+		b, err := proto.ProxyHeader{Form: proto.ProxyV2, Src: far4, Dst: vip4, TLVs: []proto.TLV{{Type: 0xE0, Value: make([]byte, size)}}}.Encode()
+		assert.NilError(t, err)
+		c := l.dial(balancer4, "imap")
+		io.WriteString(c.conn, string(b))
+		line, err := c.br.ReadString('\n')
+		assert.Equal(t, strings.HasPrefix(line, "* OK"), adopted, "%d: %q, %v", size, line, err)
+	}
+}
+
 // I-31: the header and what follows it may come together.
 func TestInboundHeaderCoalesced(t *testing.T) {
 	l := newLab(t, inboundConfig(InboundRequired))

@@ -307,6 +307,47 @@ func TestGuideSampleForDovecotAndPostfix(t *testing.T) {
 	assert.Equal(t, c.Destinations[1].Endpoints[SMTP].Port, uint16(25))
 }
 
+// The sample in the documentation is whole, and what it says of keys is so:
+// every key of the table is one that the parser knows, and the other way round.
+func TestDocumentation(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/proxy.md")
+	assert.NilError(t, err)
+	_, rest, ok := strings.Cut(string(page), "```toml\n")
+	assert.Assert(t, ok)
+	sample, _, ok := strings.Cut(rest, "```")
+	assert.Assert(t, ok)
+	c, err := ParseConfig("docs/proxy.md", []byte(sample))
+	assert.NilError(t, err)
+	assert.Equal(t, len(c.Listeners), 7)
+
+	// Unknown keys in every table make the parser tell all that it knows.
+	_, err = ParseConfig("x", []byte(`
+x = 1
+server.x = 1
+tls = {x = 1, protocols = {x = 1}, certificate = {a = {x = 1}}}
+listener.a.x = 1
+destination.a = {x = 1, protocol = {imap = {x = 1}}}
+routing.x = 1
+mapping = {x = 1, file = {x = 1}}
+capabilities = {x = 1, imap = {x = 1}, submission = {x = 1}, managesieve = {x = 1}}
+oauth.x = 1
+`))
+	var all ConfigErrors
+	assert.Assert(t, errors.As(err, &all))
+	told := 0
+	for _, e := range all {
+		if e.Kind != UnknownKey {
+			continue
+		}
+		told++
+		_, known, _ := strings.Cut(e.Why, "it has: ")
+		for _, key := range strings.Split(known, ", ") {
+			assert.Assert(t, strings.Contains(string(page), key), "docs/proxy.md does not speak of %s, which stands beside %s", key, e.Key)
+		}
+	}
+	assert.Equal(t, told, 16)
+}
+
 func TestParseTooLarge(t *testing.T) {
 	_, err := ParseConfig("c.toml", make([]byte, MaxConfig+1))
 	assert.ErrorContains(t, err, "c.toml: is larger than")
