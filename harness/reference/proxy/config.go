@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/mailproof/mailproof/harness/proto"
 )
 
 // Protocol is a protocol by the name that the configuration gives it.
@@ -30,15 +28,6 @@ func (p Protocol) interactive() bool {
 		return true
 	}
 	return false
-}
-
-// wire is the protocol in whose syntax announcements are spelled.
-func (p Protocol) wire() proto.Protocol {
-	switch p {
-	case Submission, SMTP:
-		return proto.SMTP
-	}
-	return proto.Protocol(p)
 }
 
 // TLSMode is how a leg comes to be encrypted.

@@ -186,16 +186,7 @@ func (d *imap) authenticate(tag string, args []proto.Token) (c credentials, done
 	if len(args) == 2 {
 		initial = &args[1].Text
 	}
-	c, err = s.authenticate(mechanism, initial, func(challenge string) (string, error) {
-		if err := s.client.say("+ " + base64Of(challenge) + "\r\n"); err != nil {
-			return "", err
-		}
-		line, err := s.client.line()
-		if err == nil && line == "*" {
-			err = errAborted
-		}
-		return line, err
-	})
+	c, err = s.authenticate(mechanism, initial, s.asks("+ "))
 	why, fault := saslFault(err)
 	switch {
 	case errors.Is(err, errAborted):

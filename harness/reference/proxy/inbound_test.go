@@ -89,7 +89,7 @@ func TestInboundHeaderWithTLVs(t *testing.T) {
 		b, err := proto.ProxyHeader{Form: proto.ProxyV2, Src: far4, Dst: vip4, TLVs: []proto.TLV{{Type: 0xE0, Value: make([]byte, size)}}}.Encode()
 		assert.NilError(t, err)
 		c := l.dial(balancer4, "imap")
-		io.WriteString(c.conn, string(b))
+		c.conn.Write(b)
 		line, err := c.br.ReadString('\n')
 		assert.Equal(t, strings.HasPrefix(line, "* OK"), adopted, "%d: %q, %v", size, line, err)
 	}

@@ -126,16 +126,7 @@ func (d *pop3) auth(rest string) (c credentials, done bool, err error) {
 	if len(words) == 2 {
 		initial = &words[1]
 	}
-	c, err = s.authenticate(mechanism, initial, func(challenge string) (string, error) {
-		if err := s.client.say("+ " + base64Of(challenge) + "\r\n"); err != nil {
-			return "", err
-		}
-		line, err := s.client.line()
-		if err == nil && line == "*" {
-			err = errAborted
-		}
-		return line, err
-	})
+	c, err = s.authenticate(mechanism, initial, s.asks("+ "))
 	if why, fault := saslFault(err); fault {
 		return c, false, d.refuse(why, why)
 	}

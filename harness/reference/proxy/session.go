@@ -253,6 +253,21 @@ type exchange func(challenge string) (string, error)
 
 var errAborted = errors.New("aborted")
 
+// asks is the exchange of protocols in which a challenge is a line after a
+// prefix, and a response is a line.
+func (s *session) asks(prefix string) exchange {
+	return func(challenge string) (string, error) {
+		if err := s.client.say(prefix + base64Of(challenge) + "\r\n"); err != nil {
+			return "", err
+		}
+		line, err := s.client.line()
+		if err == nil && line == "*" {
+			err = errAborted
+		}
+		return line, err
+	}
+}
+
 // authenticate runs a mechanism. initial is nil when the client sent no
 // initial response.
 func (s *session) authenticate(mechanism string, initial *string, ask exchange) (credentials, error) {

@@ -202,7 +202,7 @@ type mailbox struct {
 	mails []mail
 }
 
-type mail struct{ peer, helo, user, from, to, data string }
+type mail struct{ peer, helo, from, to, data string }
 
 func (b *mailbox) NewSession(c *smtp.Conn) (smtp.Session, error) {
 	return &mailSession{b: b, m: mail{peer: c.Conn().RemoteAddr().String(), helo: c.Hostname()}, c: c}, nil

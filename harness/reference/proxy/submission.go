@@ -142,16 +142,7 @@ func (d *submission) auth(rest string) (c credentials, done bool, err error) {
 	if len(words) == 2 {
 		initial = &words[1]
 	}
-	c, err = s.authenticate(mechanism, initial, func(challenge string) (string, error) {
-		if err := s.client.say("334 " + base64Of(challenge) + "\r\n"); err != nil {
-			return "", err
-		}
-		line, err := s.client.line()
-		if err == nil && line == "*" {
-			err = errAborted
-		}
-		return line, err
-	})
+	c, err = s.authenticate(mechanism, initial, s.asks("334 "))
 	if why, fault := saslFault(err); fault {
 		reply := "501 5.5.2 " + sentence(why)
 		if err == errCredentials {
