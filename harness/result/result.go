@@ -103,6 +103,8 @@ type Source struct {
 type Plan struct {
 	SHA256  string `json:"sha256"`
 	MaxRisk string `json:"max_risk"`
+	// Shard is the part of the plan that was run, "2/3" with --shard 2/3, or "".
+	Shard string `json:"shard,omitempty"`
 }
 
 // Counts is the number of results by verdict.
