@@ -10,6 +10,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/mailproof/mailproof/harness/result"
@@ -25,7 +27,8 @@ const maxJSON = 512 << 20
 
 // WriteJSON writes a run by the result contract: the fields in the order of
 // the model, lists never null, counts that are those of the results, octets
-// that are not UTF-8 written as the text \xff, and one line end at the end.
+// that are not UTF-8 written as the text \xff, characters that cannot be seen
+// written as escapes, and one line end at the end.
 func WriteJSON(w io.Writer, run *result.Run) error {
 	doc := *run
 	doc.Schema = result.Schema
@@ -108,7 +111,35 @@ func marshal[T any](v *T) ([]byte, error) {
 	if err := enc.Encode(clean); err != nil {
 		return nil, err
 	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+	return escapeHidden(bytes.TrimSuffix(b.Bytes(), []byte("\n"))), nil
+}
+
+// escapeHidden writes the characters of JSON text that cannot be seen, or that
+// reorder what can be, as JSON escapes. They can only stand within strings.
+func escapeHidden(text []byte) []byte {
+	var out []byte
+	last := 0
+	for i := 0; i < len(text); {
+		if text[i] < utf8.RuneSelf && text[i] != 0x7f {
+			i++
+			continue
+		}
+		r, n := utf8.DecodeRune(text[i:])
+		if !unicode.IsGraphic(r) {
+			out = append(out, text[last:i]...)
+			if a, b := utf16.EncodeRune(r); a != unicode.ReplacementChar {
+				out = fmt.Appendf(out, `\u%04x\u%04x`, a, b)
+			} else {
+				out = fmt.Appendf(out, `\u%04x`, r)
+			}
+			last = i + n
+		}
+		i += n
+	}
+	if out == nil {
+		return text
+	}
+	return append(out, text[last:]...)
 }
 
 // tidy copies a value so that no list is nil and every string is UTF-8. What

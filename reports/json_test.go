@@ -37,7 +37,7 @@ func TestJSONIsWhatEncodingJSONWouldWrite(t *testing.T) {
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
 	assert.NilError(t, enc.Encode(run))
-	assert.Equal(t, jsonOf(t, sampleRun()), b.String())
+	assert.Equal(t, jsonOf(t, sampleRun()), string(escapeHidden(b.Bytes())))
 }
 
 func TestJSONKeepsEverything(t *testing.T) {
@@ -46,6 +46,15 @@ func TestJSONKeepsEverything(t *testing.T) {
 	back, err := ReadJSON(strings.NewReader(jsonOf(t, run)))
 	assert.NilError(t, err)
 	assert.DeepEqual(t, back, run)
+}
+
+func TestJSONCanBeShownOnATerminal(t *testing.T) {
+	text := jsonOf(t, &result.Run{Notices: []string{"\x1b \u009b31m \u202e \x7f \U000e0041 \u2028 ä 世"}})
+	assert.Equal(t, visibleText(text), text)
+	assert.Assert(t, strings.Contains(text, `"\u001b \u009b31m \u202e \u007f \udb40\udc41 \u2028 ä 世"`), text)
+	back, err := ReadJSON(strings.NewReader(text))
+	assert.NilError(t, err)
+	assert.Equal(t, back.Notices[0], "\x1b \u009b31m \u202e \x7f \U000e0041 \u2028 ä 世")
 }
 
 func TestJSONOfAnEmptyRun(t *testing.T) {
