@@ -298,6 +298,23 @@ func named(rs []*result.Result, limit int) string {
 	return strings.Join(parts, ", ")
 }
 
+// namedBySource is named for results of several sources.
+func namedBySource(rs []*result.Result, limit int) string {
+	var order []string
+	bySource := map[string][]*result.Result{}
+	for _, r := range rs {
+		if bySource[r.Source] == nil {
+			order = append(order, r.Source)
+		}
+		bySource[r.Source] = append(bySource[r.Source], r)
+	}
+	parts := make([]string, len(order))
+	for i, s := range order {
+		parts[i] = visible(s) + ": " + named(bySource[s], limit)
+	}
+	return strings.Join(parts, "; ")
+}
+
 // shortFacet is "imap/ip4": the driver is left out where it is the usual one.
 func shortFacet(r *result.Result) string {
 	f := r.Facet
@@ -332,8 +349,7 @@ func sourceWords(s *result.Source) string {
 	return strings.Join(parts, ", ")
 }
 
-// changeWhere says which setting of which file a change is about, and what
-// stands there now.
+// changeWhere says which setting of which file a change is about.
 func changeWhere(c *result.Change) string {
 	where := c.File
 	if c.Line > 0 {
@@ -342,12 +358,18 @@ func changeWhere(c *result.Change) string {
 	if c.Setting != "" {
 		where += ", " + c.Setting
 	}
-	if c.Found != "" {
-		where += fmt.Sprintf(" (now: %s)", c.Found)
-	} else if c.Line == 0 {
-		where += " (not set now)"
-	}
 	return where
+}
+
+// changeNow says what stands there now.
+func changeNow(c *result.Change) string {
+	switch {
+	case c.Found != "":
+		return fmt.Sprintf(" (now: %s)", c.Found)
+	case c.Line == 0:
+		return " (not set now)"
+	}
+	return ""
 }
 
 // place is a scenario's file and line.

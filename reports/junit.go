@@ -364,7 +364,7 @@ func caseDetails(r *result.Result, dx *result.Diagnosis) string {
 			b.WriteString(l + "\n")
 		}
 	}
-	if lines := tail(r.Transcript, 400, maxJUnitDialogue); len(lines) > 0 {
+	if lines := tail(r.Transcript, 400, maxJUnitDialogue, func(l string) string { return clip(l, 1000) }); len(lines) > 0 {
 		b.WriteString("\ndialogue\n" + strings.Join(lines, "\n") + "\n")
 	}
 	return b.String()
@@ -378,7 +378,7 @@ func remedyLines(r *result.Remedy) []string {
 	}
 	for i := range r.Changes {
 		c := &r.Changes[i]
-		lines = append(lines, "  in "+changeWhere(c)+":")
+		lines = append(lines, "  in "+changeWhere(c)+changeNow(c)+":")
 		for l := range strings.SplitSeq(c.Text, "\n") {
 			lines = append(lines, "    "+l)
 		}

@@ -96,6 +96,32 @@ func wrap(s string, width int) []string {
 	return lines
 }
 
+// fold breaks s into lines of at most width characters, after a space where
+// there is one, and loses nothing of it.
+func fold(s string, width int) []string {
+	width = max(width, 1)
+	var lines []string
+	for {
+		end, count, space := len(s), 0, 0
+		for i, r := range s {
+			if count == width {
+				end = i
+				break
+			}
+			if count++; r == ' ' {
+				space = i + 1
+			}
+		}
+		if end < len(s) && space > 0 && s[end] != ' ' {
+			end = space
+		}
+		lines = append(lines, s[:end])
+		if s = s[end:]; s == "" {
+			return lines
+		}
+	}
+}
+
 // counted is "1 claim" or "3 claims".
 func counted(n int, one, many string) string {
 	if n == 1 {

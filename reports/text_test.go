@@ -46,6 +46,22 @@ func TestWrap(t *testing.T) {
 	assert.DeepEqual(t, wrap("", 8), []string{""})
 }
 
+func TestFold(t *testing.T) {
+	assert.DeepEqual(t, fold("one two  three", 8), []string{"one two ", " three"})
+	assert.DeepEqual(t, fold("0123456789", 4), []string{"0123", "4567", "89"})
+	assert.DeepEqual(t, fold("ab cdefghij", 4), []string{"ab ", "cdef", "ghij"})
+	assert.DeepEqual(t, fold("", 4), []string{""})
+	assert.DeepEqual(t, fold("ääää ä", 4), []string{"ääää", " ä"})
+	for width := 1; width < 40; width++ {
+		long := strings.Repeat("some ünusual wörds and averyveryverylongone ", 9)
+		parts := fold(long, width)
+		assert.Equal(t, strings.Join(parts, ""), long)
+		for _, p := range parts {
+			assert.Assert(t, utf8.RuneCountInString(p) <= width)
+		}
+	}
+}
+
 func FuzzVisible(f *testing.F) {
 	for _, s := range []string{"", "\x1b]0;title\x07", "]]>", "<secret:alice>", "\xed\xa0\x80", "\u202e", "\ufffe\uffff", "a\r\nb", "e\u0301"} {
 		f.Add(s)

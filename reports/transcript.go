@@ -1,6 +1,7 @@
 package reports
 
 import (
+	"slices"
 	"strings"
 )
 
@@ -58,30 +59,26 @@ func parseEvent(line string) event {
 	return event{text: line}
 }
 
-// tail is the end of a transcript: at most so many lines and octets, as
-// visible text, each line cut to 300 characters. It says what it left out.
-func tail(transcript string, lines, octets int) []string {
+// tail is the end of a transcript as visible text: at most so many lines, each
+// shortened by cut, and so many octets of them. It says what it left out.
+func tail(transcript string, lines, octets int, cut func(string) string) []string {
 	all := strings.Split(strings.TrimRight(transcript, "\n"), "\n")
 	if len(all) == 1 && all[0] == "" {
 		return nil
 	}
-	from := max(0, len(all)-lines)
-	kept := make([]string, 0, len(all)-from)
-	size := 0
-	for i := len(all) - 1; i >= from; i-- {
-		line := clip(visible(all[i]), 300)
-		if size+len(line)+1 > octets {
-			from = i + 1
+	from, size := len(all), 0
+	var kept []string
+	for from > 0 && len(kept) < lines {
+		line := cut(visible(all[from-1]))
+		if size += len(line) + 1; size > octets {
 			break
 		}
-		size += len(line) + 1
 		kept = append(kept, line)
+		from--
 	}
 	if from > 0 {
 		kept = append(kept, "… "+counted(from, "earlier line is", "earlier lines are")+" not shown")
 	}
-	for i, j := 0, len(kept)-1; i < j; i, j = i+1, j-1 {
-		kept[i], kept[j] = kept[j], kept[i]
-	}
+	slices.Reverse(kept)
 	return kept
 }
