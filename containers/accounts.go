@@ -1,0 +1,96 @@
+package containers
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/mailproof/mailproof/fixtures"
+	"github.com/mailproof/mailproof/harness/run"
+)
+
+// poolSize is how many accounts a source has.
+const poolSize = 400
+
+// A pool is the accounts of one source. It implements [run.Accounts]; what is
+// released is handed out again, oldest first.
+type pool struct {
+	all []run.Account
+
+	mu    sync.Mutex
+	free  []int
+	freed chan struct{} // closed and replaced when something is released
+}
+
+// newPool makes the accounts of source i. Their names are no other source's,
+// nor another lab's.
+func newPool(i int) *pool {
+	prefix := strings.ToLower(rand.Text()[:4])
+	p := &pool{freed: make(chan struct{})}
+	for n := range poolSize {
+		p.all = append(p.all, run.Account{
+			Address:  fmt.Sprintf("%s%02da%03d@%s", prefix, i, n, fixtures.Domain),
+			Password: rand.Text(),
+		})
+		p.free = append(p.free, n)
+	}
+	return p
+}
+
+// Own says that an account is nobody else's while it is taken.
+func (p *pool) Own() bool { return true }
+
+// Take waits for n accounts.
+func (p *pool) Take(ctx context.Context, n int) ([]run.Account, func(), error) {
+	if n > len(p.all) {
+		return nil, nil, fmt.Errorf("the lab has %d accounts, not %d", len(p.all), n)
+	}
+	for {
+		p.mu.Lock()
+		if len(p.free) >= n {
+			got := append([]int(nil), p.free[:n]...)
+			p.free = append([]int(nil), p.free[n:]...)
+			p.mu.Unlock()
+			as := make([]run.Account, n)
+			for k, i := range got {
+				as[k] = p.all[i]
+			}
+			return as, sync.OnceFunc(func() { p.release(got) }), nil
+		}
+		freed := p.freed
+		p.mu.Unlock()
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return nil, nil, fmt.Errorf("waiting for %d accounts: %w", n, ctx.Err())
+		}
+	}
+}
+
+func (p *pool) release(got []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free = append(p.free, got...)
+	close(p.freed)
+	p.freed = make(chan struct{})
+}
+
+// users is the accounts as a passwd-file of Dovecot's (scheme PLAIN).
+func (p *pool) users() []byte {
+	var b strings.Builder
+	for _, a := range p.all {
+		fmt.Fprintf(&b, "%s:%s::::::\n", a.Address, a.Password)
+	}
+	return []byte(b.String())
+}
+
+// mailboxes is the accounts as a texthash map of Postfix's.
+func (p *pool) mailboxes() []byte {
+	var b strings.Builder
+	for _, a := range p.all {
+		fmt.Fprintf(&b, "%s mailbox\n", a.Address)
+	}
+	return []byte(b.String())
+}
