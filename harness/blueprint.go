@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness/result"
@@ -25,6 +26,12 @@ func Endpoints() []run.Endpoint {
 	}
 }
 
+// ProxyEndpoints are the services of a lab's proxy: port 25 is for a new
+// server, which labs do not have.
+func ProxyEndpoints() []run.Endpoint {
+	return slices.DeleteFunc(Endpoints(), func(e run.Endpoint) bool { return e.Name == "smtp" })
+}
+
 // Blueprint is the target that a lab of these sources will be, without the
 // lab: it can be planned, and not run. Labs fill it in.
 func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error) {
@@ -40,7 +47,7 @@ func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error)
 	}
 	if withProxy {
 		t.Proxy = &run.PublicProxy{Name: "reference", Addr: func(f run.Family) netip.Addr { return fixtures.Public().Of(string(f)) },
-			Endpoints: Endpoints(), ServerName: fixtures.PublicHost}
+			Endpoints: ProxyEndpoints(), ServerName: fixtures.PublicHost}
 	}
 	seen := make(map[string]bool)
 	for i, s := range specs {

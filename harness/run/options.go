@@ -33,8 +33,10 @@ type Options struct {
 	Deadlines wire.Deadlines
 	// Shape is how every connection writes, unless the scenario says otherwise.
 	Shape wire.Shape
-	// Fault is injected by the kill matrix.
-	Fault *Fault
+	// Fault is injected by the kill matrix, and OneFacet runs each scenario at
+	// one facet alone, with STARTTLS where it can.
+	Fault    *Fault
+	OneFacet bool
 	// Seed makes the tokens of a run reproducible; empty draws one.
 	Seed string
 	// Observer is told of each result as it is there, from one goroutine at a time.

@@ -108,6 +108,21 @@ func selectScenarios(all []*script.Scenario, words []string) ([]*script.Scenario
 	return out, nil
 }
 
+// Selected lists what the words select; words that select nothing are passed
+// over. [MakePlan] judges them.
+func Selected(all []*script.Scenario, words []string) []*script.Scenario {
+	if len(words) == 0 {
+		return all
+	}
+	var out []*script.Scenario
+	for _, s := range all {
+		if slices.ContainsFunc(words, func(w string) bool { return selects(w, s) }) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 func selects(word string, s *script.Scenario) bool {
 	if slices.Contains(s.Requirements, strings.ToUpper(word)) || s.ID == word {
 		return true
@@ -138,6 +153,9 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 				continue
 			}
 			items := expand(t, src, s, o)
+			if o.OneFacet {
+				items = oneFacet(items)
+			}
 			if len(items) == 0 {
 				continue
 			}
@@ -228,6 +246,16 @@ func expand(t *Target, src *Source, s *script.Scenario, o Options) []*item {
 		}
 	}
 	return items
+}
+
+// oneFacet keeps the facet that runs the most steps.
+func oneFacet(items []*item) []*item {
+	for _, it := range items {
+		if it.facet.TLS == "starttls" {
+			return []*item{it}
+		}
+	}
+	return items[:min(1, len(items))]
 }
 
 // meets answers "needs" by what the target was declared to be.

@@ -411,3 +411,28 @@ func (r *runner) direct(ctx context.Context, s *Source, endpoint string, prefer 
 	}
 	return nil, ep, last
 }
+
+// Unstarted is the result of a run whose target never came up: nothing was
+// judged, and the problems say why.
+func Unstarted(t *Target, p *Plan, tool result.Tool, began time.Time, problems ...result.Problem) *result.Run {
+	run := &result.Run{Schema: result.Schema, Tool: tool, Started: began.UTC(), Seconds: time.Since(began).Seconds(),
+		Target: describeTarget(t), Plan: result.Plan{SHA256: p.SHA256, MaxRisk: p.MaxRisk},
+		Problems: problems, Diagnoses: []result.Diagnosis{}, Excluded: p.Excluded, Results: []result.Result{}, Notices: slices.Clone(t.Notices)}
+	if run.Notices == nil {
+		run.Notices = []string{}
+	}
+	for _, it := range p.items {
+		res := it.blank()
+		res.Verdict, res.Reason = result.Error, "the target did not start"
+		if it.verdict != "" {
+			res.Verdict, res.Reason = it.verdict, it.reason
+		}
+		run.Results = append(run.Results, res)
+	}
+	run.Counts = result.Count(run.Results)
+	run.Exit = exitStatus(run, false, false)
+	return run
+}
+
+// Len is how many results a plan will have.
+func (p *Plan) Len() int { return len(p.items) }

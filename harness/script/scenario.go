@@ -297,3 +297,68 @@ func (s *Scenario) refs(f func(Ref)) {
 		each(t.Refs())
 	}
 }
+
+// A ReplyPlace is a step at which a wire defect can be injected.
+type ReplyPlace struct {
+	Pos   Pos
+	Close bool // the step wants the peer to close
+}
+
+// ReplyPlaces lists the places of "<-" and "<x" that run at a STARTTLS or
+// clear-text facet of IPv4 at a source of that kind, version and profile.
+// Lines that a loop repeats are one place.
+func (s *Scenario) ReplyPlaces(kind, version, profile string) []ReplyPlace {
+	var out []ReplyPlace
+	seen := make(map[string]bool)
+	var visit func([]Step)
+	visit = func(steps []Step) {
+		for _, st := range steps {
+			place := ReplyPlace{Pos: st.At()}
+			switch st := st.(type) {
+			case *Reply:
+				if st.Kind != Status {
+					continue
+				}
+			case *Closed:
+				place.Close = true
+			case *If:
+				if s.holdsFor(st.Conds, kind, version, profile) {
+					visit(st.Then)
+				} else {
+					visit(st.Else)
+				}
+				continue
+			default:
+				continue
+			}
+			if key := place.Pos.String(); !seen[key] {
+				seen[key] = true
+				out = append(out, place)
+			}
+		}
+	}
+	for _, p := range s.Phases {
+		visit(p.Steps)
+	}
+	return out
+}
+
+// holdsFor says whether a condition holds at the facet that [Scenario.ReplyPlaces] is about.
+func (s *Scenario) holdsFor(conds []string, kind, version, profile string) bool {
+	starttls := len(s.Over) == 0
+	endpoint := ""
+	for _, e := range s.Over {
+		switch e {
+		case "imap", "pop3", "sieve", "smtp", "submission":
+			if !starttls {
+				starttls, endpoint = true, e
+			}
+		}
+	}
+	for _, c := range conds {
+		if c == kind || c == kind+"@"+version || c == profile || c == "ip4" || c == "starttls" && starttls || c == endpoint && c != "" {
+			return true
+		}
+	}
+	return false
+}

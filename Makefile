@@ -1,0 +1,41 @@
+# mailproof: what a newcomer types first is `make run`.
+
+GO ?= go
+OUT ?= out
+
+.PHONY: run test lint bench build prove clean
+
+# Judges real Dovecot and Postfix in containers; without a container engine,
+# the reference servers stand in, and it says so.
+run:
+	@mkdir -p $(OUT)
+	@if docker info >/dev/null 2>&1; then lab=docker; \
+	  echo "make run: a container engine answers: real Dovecot and Postfix will be judged (--lab docker)"; \
+	else lab=reference; \
+	  echo "make run: no container engine answers: the reference servers will be judged (--lab reference)."; \
+	  echo "make run: that is practice, not evidence; \`$(GO) run ./cmd/mailproof doctor\` says what would help"; fi; \
+	$(GO) run ./cmd/mailproof run --lab $$lab --json $(OUT)/result.json --junit $(OUT)/junit.xml --html $(OUT)/report.html
+
+# All tests. Those that need a container engine are skipped without one, with
+# the reason; MAILPROOF_REQUIRE_DOCKER=1 makes them fail instead.
+test:
+	$(GO) vet ./...
+	$(GO) test $(TESTFLAGS) ./...
+
+lint:
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) run ./cmd/mailproof lint
+
+# The kill matrix on the reference lab: every assertion must be seen to fail.
+prove:
+	$(GO) run ./cmd/mailproof prove --lab reference
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/mailproof ./cmd/mailproof
+
+clean:
+	rm -rf bin $(OUT)

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/mailproof/mailproof/harness"
+	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/run"
+	"github.com/mailproof/mailproof/reports"
+)
+
+// riskFlags say what a run may do, and how it is executed.
+type riskFlags struct {
+	MaxRisk string        `placeholder:"Rn" help:"Leave out scenarios above this risk, R0 to R5. Labs allow all."`
+	Allow   []string      `placeholder:"HAZARD,..." help:"Hazards that may be met: ban, flood, loop, restart. Labs allow all."`
+	Approve string        `placeholder:"HASH" help:"Run only the plan with this hash."`
+	Repeat  int           `default:"1" placeholder:"N" help:"Run each scenario N times; differing verdicts fail."`
+	Shard   string        `placeholder:"I/N" help:"Run the Ith of N parts of the plan."`
+	Jobs    int           `placeholder:"N" help:"Scenarios at a time."`
+	Timeout time.Duration `default:"2m" placeholder:"D" help:"How long one scenario may take."`
+	Strict  bool          `help:"A failed \"should\" fails the run."`
+}
+
+type planCmd struct {
+	targetFlags
+	selectionFlags
+	riskFlags
+	Keep     bool   `help:"(As for run.)"`
+	Verbose  bool   `short:"v" help:"Print what every scenario sends."`
+	JSON     bool   `name:"json" help:"Print JSON."`
+	JUnit    string `name:"junit" hidden:""`
+	HTML     string `name:"html" hidden:""`
+	Markdown string `name:"markdown" hidden:""`
+}
+
+func (c *planCmd) Run(ctx context.Context, con *console) error {
+	chosen := c.choose(ctx)
+	specs, err := c.sources(chosen.lab)
+	if err != nil {
+		return err
+	}
+	o, err := runOptions(c.selectionFlags, c.riskFlags)
+	if err != nil {
+		return err
+	}
+	t, err := harness.Blueprint(chosen.lab, specs, true)
+	if err != nil {
+		return usageError{err}
+	}
+	p, err := run.MakePlan(t, o)
+	if err != nil {
+		return selectionStatus(err, con.err)
+	}
+	if c.JSON {
+		return printJSON(con.out, p)
+	}
+	for _, n := range chosen.notices {
+		fmt.Fprintln(con.err, n)
+	}
+	printPlan(con.out, p, chosen.lab, c.Verbose)
+	return nil
+}
+
+// printPlan prints what a run would do, for people.
+func printPlan(w io.Writer, p *run.Plan, lab string, verbose bool) {
+	connections := 0
+	for _, it := range p.Items {
+		fmt.Fprintf(w, "%s  %s  %s at %s\n", it.ID, it.Risk, it.Driver, it.Source)
+		fmt.Fprintf(w, "  %s\n", it.Claim)
+		fmt.Fprintf(w, "  over %s\n", strings.Join(it.Facets, ", "))
+		if it.Blocked != "" {
+			fmt.Fprintf(w, "  not run: %s\n", it.Blocked)
+			continue
+		}
+		for _, c := range it.Connects {
+			fmt.Fprintf(w, "  %s\n", c)
+		}
+		connections += len(it.Connects)
+		if verbose {
+			fmt.Fprintf(w, "\n    %s\n", strings.ReplaceAll(strings.TrimRight(it.Sends, "\n"), "\n", "\n    "))
+		}
+		fmt.Fprintln(w)
+	}
+	fmt.Fprintf(w, "%d scenarios on the %s lab, highest risk %s\n", len(p.Items), lab, p.MaxRisk)
+	for _, v := range run.Vantages() {
+		if b, ok := p.Blame[v]; ok {
+			fmt.Fprintf(w, "from the %-9s  %d failed sign-ins, %d refused commands, %d refused recipients\n", v, b.FailedSignIns, b.ProtocolErrors, b.BadRecipients)
+		}
+	}
+	fmt.Fprintf(w, "plan sha256:%s\nrun exactly this: mailproof run --approve %s and the same flags\n", p.SHA256, p.SHA256[:12])
+}
+
+type runCmd struct {
+	targetFlags
+	selectionFlags
+	riskFlags
+	Keep     bool   `help:"Leave the docker lab running and print its addresses."`
+	Verbose  bool   `short:"v" help:"Print every result as it comes."`
+	JSON     string `name:"json" placeholder:"F|-" help:"Write JSON to a file, or to standard output."`
+	JUnit    string `name:"junit" placeholder:"F" help:"Write JUnit XML to a file."`
+	HTML     string `name:"html" placeholder:"F" help:"Write an HTML report to a file."`
+	Markdown string `name:"markdown" placeholder:"F" help:"Write a Markdown summary to a file."`
+}
+
+func (c *runCmd) Run(ctx context.Context, con *console) error {
+	o, err := runOptions(c.selectionFlags, c.riskFlags)
+	if err != nil {
+		return err
+	}
+	chosen := c.choose(ctx)
+	if chosen.lab == "reference" && c.Keep {
+		return usagef("--keep: the reference lab has nothing to keep; it is for --lab docker")
+	}
+	specs, err := c.sources(chosen.lab)
+	if err != nil {
+		return err
+	}
+	// A selection that names nothing, and a plan that was not approved, are
+	// told before anything is started.
+	blueprint, err := harness.Blueprint(chosen.lab, specs, true)
+	if err != nil {
+		return usageError{err}
+	}
+	plan, err := run.MakePlan(blueprint, o)
+	if err != nil {
+		return selectionStatus(err, con.err)
+	}
+	if err := approved(plan, o.Approve); err != nil {
+		return usageError{err}
+	}
+	show := reports.NewConsole(con.err, consoleOptions(con.err, c.Verbose))
+	for _, n := range chosen.notices {
+		show.Progress(n)
+	}
+	began := time.Now()
+	target, end, err := c.start(ctx, chosen, c.Keep, show.Progress)
+	if err != nil {
+		var usage usageError
+		if errors.As(err, &usage) {
+			return err
+		}
+		return c.notStarted(ctx, con, show, blueprint, plan, began, err)
+	}
+	ended := false
+	defer func() {
+		if !ended {
+			end(context.WithoutCancel(ctx))
+		}
+	}()
+	show.Begin(plan.Len())
+	o.Observer = show.Result
+	found, err := run.Run(ctx, target, o)
+	if err != nil {
+		return selectionStatus(err, con.err)
+	}
+	ended = true
+	if err := end(context.WithoutCancel(ctx)); err != nil {
+		found.Problems = append(found.Problems, result.Problem{Stage: "clean-up", Where: target.Kind + " lab", Words: err.Error()})
+		if found.Exit == result.ExitOK {
+			found.Exit = result.ExitUnjudged
+		}
+	}
+	if chosen.byUs && chosen.lab == "reference" && found.Exit == result.ExitOK {
+		found.Exit = result.ExitUnjudged
+	}
+	return c.finish(con, show, found)
+}
+
+// consoleOptions asks where people read what it can show.
+func consoleOptions(w io.Writer, verbose bool) reports.ConsoleOptions {
+	if f, ok := w.(*os.File); ok {
+		return reports.ConsoleOptionsFor(f, verbose)
+	}
+	return reports.ConsoleOptions{Verbose: verbose}
+}
+
+// approved compares a plan's hash with the one that was approved.
+func approved(p *run.Plan, hash string) error {
+	if hash != "" && (len(hash) < 8 || !strings.HasPrefix(p.SHA256, strings.ToLower(hash))) {
+		return &run.HashMismatch{Plan: p.SHA256, Approved: hash}
+	}
+	return nil
+}
+
+// notStarted reports a lab that did not start: nothing was judged, and the
+// reports say why.
+func (c *runCmd) notStarted(ctx context.Context, con *console, show *reports.Console, t *harness.Target, plan *run.Plan, began time.Time, err error) error {
+	found := run.Unstarted(t, plan, tool(), began, labProblem(t.Kind, err))
+	if ctx.Err() != nil {
+		found.Exit = result.ExitInterrupted
+	}
+	return c.finish(con, show, found)
+}
+
+// finish writes every report and returns the run's status. A report that
+// cannot be written is told, and does not keep the others from being written.
+func (c *runCmd) finish(con *console, show *reports.Console, found *result.Run) error {
+	show.End(found)
+	var failed []error
+	if c.JSON == "-" {
+		if err := reports.WriteJSON(con.out, found); err != nil {
+			failed = append(failed, fmt.Errorf("--json -: %w", err))
+		}
+	} else if c.JSON != "" {
+		failed = append(failed, reports.WriteFile(c.JSON, func(w io.Writer) error { return reports.WriteJSON(w, found) }))
+	}
+	for _, r := range []struct {
+		path  string
+		write func(io.Writer, *result.Run) error
+	}{{c.JUnit, writeJUnit}, {c.HTML, reports.WriteHTML}, {c.Markdown, reports.WriteMarkdown}} {
+		if r.path != "" {
+			failed = append(failed, reports.WriteFile(r.path, func(w io.Writer) error { return r.write(w, found) }))
+		}
+	}
+	code := found.Exit
+	if err := errors.Join(failed...); err != nil {
+		fmt.Fprintf(con.err, "mailproof: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nmailproof: "))
+		if code == result.ExitOK {
+			code = result.ExitUnjudged
+		}
+	}
+	if code == result.ExitOK {
+		return nil
+	}
+	return exitError{code}
+}
+
+func writeJUnit(w io.Writer, found *result.Run) error {
+	return reports.WriteJUnit(w, found, reports.JUnitOptions{})
+}

@@ -1,0 +1,39 @@
+package containers
+
+import (
+	"context"
+
+	"github.com/mailproof/mailproof/fixtures"
+	"github.com/mailproof/mailproof/harness"
+)
+
+// ReferenceProxy is the reference proxy before these sources, announcing to
+// each by XCLIENT and ID.
+func ReferenceProxy(specs []harness.SourceSpec) *Proxy {
+	return &Proxy{
+		Name: "reference",
+		Config: fixtures.ProxyConfig(len(specs), `cert = "`+ProxyCertPath+`"
+key = "`+ProxyKeyPath+`"`, `source = "file"
+[mapping.file]
+path = "`+ProxyMapPath+`"
+`),
+		Destination: func(source string) string {
+			for i, s := range specs {
+				if s.Name == source {
+					return fixtures.Destination(i)
+				}
+			}
+			return fixtures.Destination(0)
+		},
+		Endpoints: harness.ProxyEndpoints(),
+	}
+}
+
+// Answers says why no container engine can be used, or nil.
+func Answers(ctx context.Context) error {
+	e, err := openEngine(ctx)
+	if err != nil {
+		return err
+	}
+	return e.cli.Close()
+}

@@ -1,0 +1,59 @@
+package run
+
+import (
+	"fmt"
+	"strings"
+)
+
+// A Code is what a diagnosis code stands for, apart from any one run.
+type Code struct {
+	Code    string `json:"code"`
+	Symptom string `json:"symptom"` // what an operator sees
+	Cause   string `json:"cause"`
+	ToldBy  string `json:"told_by"` // what tells it from its alternatives
+}
+
+// Codes lists every code that this version can come to.
+func Codes() []Code {
+	return []Code{
+		{"DX-02", "every session through the proxy fails at one port; no greeting, no TLS", "a listener of Dovecot or Postfix waits for a PROXY header (haproxy = yes, smtpd_upstream_proxy_protocol)", "the connection is closed without an answer, while other ports with the same certificate answer"},
+		{"DX-06", "the new server connects to port 25 and hears nothing, or 421 after some seconds", "port 25 waits for a PROXY header", "no greeting comes, whoever connects"},
+		{"DX-07", "the new server or mail programs are refused for their EHLO name", "smtpd_helo_restrictions judge the name", "the same recipient is accepted under a fully qualified name"},
+		{"DX-08", "relayed mail is refused or deferred", "a rule, a block list or greylisting judges the new server a second time", "the first message is refused already, whatever the EHLO name"},
+		{"DX-14", "every user appears under the proxy's address", "the proxy is in no trust list (login_trusted_networks, smtpd_authorized_xclient_hosts), or not in the one of this service or address family", "the source sees the proxy's own address, and ignores or refuses what it announces"},
+		{"DX-16", "temporary failures through the proxy", "a port that the proxy uses does not answer", "connections are refused there and accepted elsewhere"},
+		{"DX-17", "no TLS between proxy and source", "STARTTLS is not offered, or the handshake fails", "the source answers in clear text, or ends the handshake with an alert"},
+		{"DX-19", "only IPv6 users cannot submit", "inet_protocols leaves IPv6 out: Postfix refuses such addresses in XCLIENT", "an announced IPv4 address is taken, an IPv6 address is \"Bad ADDR syntax\""},
+		{"DX-21", "relayed mail slows down or stops after some time", "the source limits how much one address may send", "the first messages are accepted"},
+		{"DX-23", "logins hang for ten seconds and drop", "the source decides logins too late", "the announcement is believed, and the answer comes late all the same"},
+		{"DX-27", "forged addresses are believed", "the trust names a network, or everybody, and not the proxy's address", "the proxy's neighbour or a stranger is believed"},
+		{"DX-28", "mail to other domains is accepted from the proxy's address", "the proxy stands in mynetworks", "strangers are refused"},
+		{"DX-29", "421 too many connections at busy times, with Postfix 3.8 or later", "Postfix counts the proxy's connections, whoever was announced", "the announcement is believed, and the fifty-first connection is refused"},
+		{"MP-NAT", "no trust setting helps", "something between proxy and source translates addresses", "the source records another address than the proxy's for a connection that announced nobody"},
+		{"MP-ANY-PASSWORD", "everybody can sign in as everybody through the proxy", "a passdb does not look at the password for the proxy's network", "a wrong password is accepted"},
+		{"MP-SASL-PLAIN", "nobody can sign in through the proxy", "SASL PLAIN is not among the mechanisms", "the mechanism is refused, and not the password"},
+		{"MP-TRUST-NEW-SERVER", "the new server could forge addresses", "the new server stands in the trust lists beside the proxy", "the neighbour and strangers are not believed"},
+		{"MP-XCLIENT-HIDDEN", "every submitting user appears under the proxy's address", "smtpd_discard_ehlo_keywords hides XCLIENT", "the command is accepted all the same"},
+		{"MP-ID-HIDDEN", "every IMAP user appears under the proxy's address", "the greeting does not list ID (imap_capability)", "an ID is honoured all the same"},
+		{"MP-XCLIENT-BY-NAME", "a client can announce itself again after the proxy did", "smtpd_authorized_xclient_hosts names the proxy by host name", "a second announcement is taken, and strangers are refused"},
+		{"MP-XCLIENT-25", "XCLIENT is offered on port 25", "smtpd_authorized_xclient_hosts is set for all services", "EHLO on port 25 lists it"},
+		{"MP-OPEN-RELAY", "strangers can send mail to anywhere", "mynetworks or smtpd_relay_restrictions let everybody relay", "a stranger's recipient elsewhere is accepted"},
+		{"MP-BACKSCATTER", "bounces to innocent people", "unknown recipients are accepted first and bounced later", "a recipient that does not exist is accepted"},
+		{"MP-SIZE", "large messages bounce", "message_size_limit is below the new server's", "a large SIZE is refused"},
+		{"MP-8BIT", "signatures of relayed mail break", "8BITMIME is not offered", "EHLO does not list it"},
+		{"MP-CHUNKING", "none", "CHUNKING is not offered", "EHLO does not list it"},
+		{"MP-CLEARTEXT", "passwords can be sent without TLS", "disable_plaintext_auth or auth_allow_cleartext allows it", "LOGINDISABLED is missing for everybody, and announced addresses are not believed"},
+	}
+}
+
+// ExplainCode says what a diagnosis code stands for.
+func ExplainCode(code string) (string, bool) {
+	for _, c := range Codes() {
+		if c.Code == code {
+			var b strings.Builder
+			fmt.Fprintf(&b, "%s\n  you see    %s\n  because    %s\n  told by    %s", c.Code, c.Symptom, c.Cause, c.ToldBy)
+			return b.String(), true
+		}
+	}
+	return "", false
+}
