@@ -210,7 +210,11 @@ func (p *page) result(i int) {
 		unfold = "open"
 	}
 	p.line()
-	p.open("details", "class", "result", "id", "r"+strconv.Itoa(i+1), "open", unfold)
+	class := "result"
+	if r.Verdict == result.Pass {
+		class = "result holds"
+	}
+	p.open("details", "class", class, "id", "r"+strconv.Itoa(i+1), "open", unfold)
 	p.open("summary")
 	p.verdict(r.Verdict)
 	p.text(" " + r.Source + " ")
