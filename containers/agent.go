@@ -31,7 +31,7 @@ const maxProgram = 256 << 20
 func findProgram(ctx context.Context, arch, dir string, progress func(string)) (string, error) {
 	exe, err := os.Executable()
 	if err == nil {
-		if bi, err := buildinfo.ReadFile(exe); err == nil && bi.Path == program && runsAlone(exe, arch) == nil {
+		if isProgram(exe) && runsAlone(exe, arch) == nil {
 			return exe, nil
 		}
 	}
@@ -48,6 +48,12 @@ func findProgram(ctx context.Context, arch, dir string, progress func(string)) (
 		return "", &buildError{"go build " + program + " (in a module that requires " + module + ")", lastLines(string(b), 40), err}
 	}
 	return out, nil
+}
+
+// isProgram says whether an executable is this module's command.
+func isProgram(path string) bool {
+	bi, err := buildinfo.ReadFile(path)
+	return err == nil && bi.Path == program
 }
 
 // runsAlone says why an executable does not run in an empty Linux container of

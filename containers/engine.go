@@ -112,6 +112,7 @@ type spec struct {
 	name   string
 	image  string
 	cmd    []string
+	env    map[string]string
 	stdin  bool   // its standard input is ours, and ends with us
 	ns     string // the container whose network namespace it shares
 	joints []joint
@@ -147,6 +148,7 @@ func (e *engine) create(ctx context.Context, s spec) (testcontainers.Container, 
 		Image:  s.image,
 		Name:   s.name,
 		Cmd:    s.cmd,
+		Env:    s.env,
 		Labels: s.labels,
 		ConfigModifier: func(c *container.Config) {
 			c.Hostname = s.host

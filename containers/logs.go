@@ -63,18 +63,15 @@ type liner struct {
 func (l *liner) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 {
-		i := bytes.IndexByte(p, '\n')
-		if i < 0 {
-			l.part = append(l.part, p...)
-			break
+		line, rest, ended := bytes.Cut(p, []byte{'\n'})
+		for l.part = append(l.part, line...); len(l.part) >= maxLine; {
+			l.j.add(string(l.part[:maxLine]))
+			l.part = l.part[:copy(l.part, l.part[maxLine:])]
 		}
-		l.part = append(l.part, p[:i]...)
-		l.flush()
-		p = p[i+1:]
-	}
-	for len(l.part) >= maxLine {
-		l.j.add(string(l.part[:maxLine]))
-		l.part = l.part[:copy(l.part, l.part[maxLine:])]
+		if ended {
+			l.flush()
+		}
+		p = rest
 	}
 	return n, nil
 }

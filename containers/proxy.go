@@ -70,7 +70,8 @@ func (l *Lab) startProxy(ctx context.Context, p *Proxy, image, vantageID string,
 	}
 	c, err := l.e.create(ctx, spec{
 		name: "mailproof-proxy-under-test", image: image, cmd: []string{"proxy", "--config", ProxyConfigPath},
-		ns: vantageID, labels: l.labels(),
+		env: map[string]string{"SSL_CERT_FILE": ProxyCAPath},
+		ns:  vantageID, labels: l.labels(),
 		files: []file{
 			{ProxyConfigPath, 0o644, []byte(config)},
 			{ProxyCertPath, 0o644, cert},

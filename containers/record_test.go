@@ -264,7 +264,7 @@ type spoken struct {
 	br       *bufio.Reader
 	protocol string
 	patience time.Duration // after which silence is silence
-	tag      string // of the IMAP command that is not answered yet
+	tag      string        // of the IMAP command that is not answered yet
 }
 
 func (s *spoken) upgrade(cfg *tls.Config) error {

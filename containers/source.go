@@ -110,24 +110,34 @@ func lay(i int, name string, layers []laid, p *pool, ca *authority) ([]file, err
 				if err != nil {
 					return nil, bad(err)
 				}
+				var args []string
 				for _, s := range settings {
-					command(&configure, l.Name, p, s.Line, "postconf", "-e", s.Name+" = "+s.Value)
+					args = append(args, s.Name+" = "+s.Value)
 				}
+				command(&configure, l.Name, p, "-e", args)
 			case p == "postfix/master.cf":
 				edits, err := fixtures.ParseMaster(p, text)
 				if err != nil {
 					return nil, bad(err)
 				}
+				// What follows on each other in the same way is one command.
+				var flag string
+				var args []string
 				for _, e := range edits {
+					f, arg := "-P", e.Service+"/"+e.Param+"="+e.Value
 					switch {
 					case e.Remove:
-						command(&configure, l.Name, p, e.Line, "postconf", "-MX", e.Service)
+						f, arg = "-MX", e.Service
 					case e.Entry != "":
-						command(&configure, l.Name, p, e.Line, "postconf", "-M", e.Service+"="+e.Entry)
-					default:
-						command(&configure, l.Name, p, e.Line, "postconf", "-P", e.Service+"/"+e.Param+"="+e.Value)
+						f, arg = "-M", e.Service+"="+e.Entry
 					}
+					if f != flag {
+						command(&configure, l.Name, p, flag, args)
+						flag, args = f, nil
+					}
+					args = append(args, arg)
 				}
+				command(&configure, l.Name, p, flag, args)
 			case p == "etc/hosts":
 				hosts.WriteString(text + "\n")
 			case path.Dir(p) == "dovecot" && path.Ext(p) == ".conf":
@@ -163,14 +173,15 @@ func lay(i int, name string, layers []laid, p *pool, ca *authority) ([]file, err
 }
 
 // command writes one line of the script that lays Postfix's part.
-func command(b *strings.Builder, layer, file string, line int, args ...string) {
-	for i, a := range args {
-		if i > 0 {
-			b.WriteByte(' ')
-		}
-		b.WriteString(quote(a))
+func command(b *strings.Builder, layer, file, flag string, args []string) {
+	if len(args) == 0 {
+		return
 	}
-	fmt.Fprintf(b, " 2>/mailproof/words || refuse overlay %s\n", quote(fmt.Sprintf("%s of the layer %s, line %d", file, layer, line)))
+	b.WriteString("postconf " + flag)
+	for _, a := range args {
+		b.WriteString(" " + quote(a))
+	}
+	fmt.Fprintf(b, " 2>/mailproof/words || refuse overlay %s\n", quote(file+" of the layer "+layer))
 }
 
 // quote makes one word of a shell's.

@@ -27,6 +27,7 @@ chown root:dovecot /etc/dovecot/users
 install -d -o postfix -g root -m 700 /var/spool/postfix/private
 
 # The layers of Postfix, in order.
+# shellcheck source=/dev/null
 . /mailproof/configure
 
 # Dovecot says here what it does not understand.
