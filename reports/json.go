@@ -36,7 +36,7 @@ func WriteJSON(w io.Writer, run *result.Run) error {
 	doc.Counts = result.Count(run.Results)
 	results := doc.Results
 	doc.Results = nil
-	head, err := marshal(&doc)
+	head, err := newEncoder("").encode(&doc)
 	if err != nil {
 		return err
 	}
@@ -46,25 +46,24 @@ func WriteJSON(w io.Writer, run *result.Run) error {
 	if !ok {
 		return errors.New("the document has no place for results: the result model lost its results field")
 	}
-	if _, err := w.Write(before); err != nil {
+	if _, err := fmt.Fprintf(w, "%s%s", before, strings.TrimSuffix(place, "]")); err != nil {
 		return err
 	}
-	if _, err := io.WriteString(w, strings.TrimSuffix(place, "]")); err != nil {
-		return err
-	}
+	const margin = "    "
+	enc := newEncoder(margin)
 	for i := range results {
-		text, err := marshal(&results[i])
+		text, err := enc.encode(&results[i])
 		if err != nil {
 			return fmt.Errorf("result %s: %w", results[i].Key(), err)
 		}
-		sep := ",\n"
+		sep := ",\n" + margin
 		if i == 0 {
-			sep = "\n"
+			sep = sep[1:]
 		}
 		if _, err := io.WriteString(w, sep); err != nil {
 			return err
 		}
-		if err := indent(w, text, "    "); err != nil {
+		if _, err := w.Write(text); err != nil {
 			return err
 		}
 	}
@@ -72,46 +71,33 @@ func WriteJSON(w io.Writer, run *result.Run) error {
 	if len(results) > 0 {
 		end = "\n  ]"
 	}
-	if _, err := io.WriteString(w, end); err != nil {
-		return err
-	}
-	if _, err := w.Write(after); err != nil {
-		return err
-	}
-	_, err = io.WriteString(w, "\n")
+	_, err = fmt.Fprintf(w, "%s%s\n", end, after)
 	return err
 }
 
-// indent writes lines with a prefix before each.
-func indent(w io.Writer, text []byte, prefix string) error {
-	for len(text) > 0 {
-		n := bytes.IndexByte(text, '\n') + 1
-		if n == 0 {
-			n = len(text)
-		}
-		if _, err := io.WriteString(w, prefix); err != nil {
-			return err
-		}
-		if _, err := w.Write(text[:n]); err != nil {
-			return err
-		}
-		text = text[n:]
-	}
-	return nil
+// An encoder writes values of the model as JSON that is indented by two
+// spaces, after filling and cleaning a copy of them.
+type encoder struct {
+	buf bytes.Buffer
+	enc *json.Encoder
 }
 
-// marshal is the JSON of a value of the model, indented by two spaces, without
-// a line end, after filling and cleaning a copy of it.
-func marshal[T any](v *T) ([]byte, error) {
-	clean := tidy(reflect.ValueOf(v)).Interface()
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(clean); err != nil {
+// newEncoder makes an encoder that begins each line but the first with margin.
+func newEncoder(margin string) *encoder {
+	e := &encoder{}
+	e.enc = json.NewEncoder(&e.buf)
+	e.enc.SetEscapeHTML(false)
+	e.enc.SetIndent(margin, "  ")
+	return e
+}
+
+// encode takes a pointer. What it returns is good until the next call.
+func (e *encoder) encode(v any) ([]byte, error) {
+	e.buf.Reset()
+	if err := e.enc.Encode(tidy(reflect.ValueOf(v)).Interface()); err != nil {
 		return nil, err
 	}
-	return escapeHidden(bytes.TrimSuffix(b.Bytes(), []byte("\n"))), nil
+	return escapeHidden(bytes.TrimSuffix(e.buf.Bytes(), []byte("\n"))), nil
 }
 
 // escapeHidden writes the characters of JSON text that cannot be seen, or that
@@ -213,8 +199,13 @@ func (e *SchemaError) Error() string {
 func ReadJSON(r io.Reader) (*result.Run, error) {
 	limited := &io.LimitedReader{R: r, N: maxJSON + 1}
 	dec := json.NewDecoder(limited)
-	var doc json.RawMessage
-	if err := dec.Decode(&doc); err != nil {
+	run := new(result.Run)
+	err := dec.Decode(run)
+	var field *json.UnmarshalTypeError
+	if (err == nil || errors.As(err, &field) && field.Field != "") && run.Schema != result.Schema {
+		return nil, &SchemaError{Found: visible(clip(run.Schema, 100))}
+	}
+	if err != nil {
 		return nil, readError(err, limited)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
@@ -222,19 +213,6 @@ func ReadJSON(r io.Reader) (*result.Run, error) {
 			return nil, readError(err, limited)
 		}
 		return nil, errors.New("the document is followed by something else: a report is one JSON object")
-	}
-	var head struct {
-		Schema string `json:"schema"`
-	}
-	if err := json.Unmarshal(doc, &head); err != nil {
-		return nil, readError(err, limited)
-	}
-	if head.Schema != result.Schema {
-		return nil, &SchemaError{Found: visible(clip(head.Schema, 100))}
-	}
-	run := new(result.Run)
-	if err := json.Unmarshal(doc, run); err != nil {
-		return nil, readError(err, limited)
 	}
 	for i := range run.Results {
 		if res := &run.Results[i]; !slices.Contains(result.Verdicts(), res.Verdict) {
