@@ -171,7 +171,7 @@ func (d *digest) headline() string {
 	case total == 0 && len(d.run.Problems) == 0:
 		return "Nothing was judged: " + d.exitWords()
 	case len(d.run.Problems) > 0 && open == "":
-		return "Not fully judged: " + counted(len(d.run.Problems), "problem kept", "problems kept") + " something from being judged; nothing that was judged fails"
+		return "No claim that must hold fails, but there was " + d.problemWords()
 	case open != "":
 		return "Not fully judged: " + open[2:] + "; no claim that must hold fails"
 	case d.counts.Pass == 0:
@@ -239,8 +239,8 @@ func (d *digest) exitWords() string {
 		return "the command or a script was wrong"
 	case result.ExitUnjudged:
 		var why []string
-		if n := len(run.Problems); n > 0 {
-			why = append(why, counted(n, "problem", "problems")+" kept something from being judged")
+		if len(run.Problems) > 0 {
+			why = append(why, d.problemWords())
 		}
 		if n := d.unjudgedCount(); n > 0 {
 			why = append(why, fmt.Sprintf("%d of %d could not be judged", n, total))
@@ -270,6 +270,11 @@ func (d *digest) exitWords() string {
 		return fmt.Sprintf("%d of %d did not finish", n, total)
 	}
 	return "no such status is known to this version"
+}
+
+// problemWords counts the problems and names the first.
+func (d *digest) problemWords() string {
+	return fmt.Sprintf("%s (%s)", counted(len(d.run.Problems), "problem", "problems"), clip(problemTitle(&d.run.Problems[0]), 120))
 }
 
 // named lists results by scenario, at most limit of them: the facets where

@@ -203,7 +203,7 @@ func (p *page) answer() {
 
 // targetWords is what was judged, in one line.
 func targetWords(run *result.Run) string {
-	words := map[string]string{"reference": "Reference lab", "docker": "Docker lab", "site": "Site"}[run.Target.Kind]
+	words := map[string]string{"reference": "Reference lab (practice, not evidence)", "docker": "Docker lab", "site": "Site"}[run.Target.Kind]
 	if words == "" {
 		words = "Target"
 	}

@@ -27,7 +27,7 @@ func TestMarkdownOfAGoodRunIsThreeLines(t *testing.T) {
 		Results: []result.Result{passing(claims[0], trixie, facet("imap", "ip4", "as-proxy"), 1)}}
 	assert.Equal(t, markdownOf(t, run), `## mailproof: No claim that must hold fails: 1 of 1 results pass
 
-Reference lab: dovecot-postfix\@trixie. 1 result in 1.2 s: 1 pass. Exit status 0: everything selected was judged, and nothing failed.
+Reference lab (practice, not evidence): dovecot-postfix\@trixie. 1 result in 1.2 s: 1 pass. Exit status 0: everything selected was judged, and nothing failed.
 `)
 }
 
@@ -74,7 +74,7 @@ func TestMarkdownTablesAndBlocksHold(t *testing.T) {
 func TestMarkdownIsBounded(t *testing.T) {
 	long := strings.Repeat("long | `` <b> ", 5000)
 	run := &result.Run{Exit: 1, Notices: []string{long}}
-	for i := range 3000 {
+	for i := range 300 {
 		r := failing(passing(claims[0], long, facet("imap", "ip4", "as-proxy"), i), claims[0], result.Finding{Wanted: long, Found: long})
 		r.ID = fmt.Sprintf("a.%d", i)
 		run.Results = append(run.Results, r)
