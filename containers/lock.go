@@ -23,6 +23,10 @@ const lockName = "mailproof-lab"
 // before its owner counts as dead.
 const startingFor = 30 * time.Second
 
+// removingFor is how long an owner that lives takes, once its lock has ended,
+// to remove it.
+const removingFor = 2 * time.Second
+
 // A lock is the right to be the one lab on an engine. It is a container whose
 // standard input its owner holds: it runs as long as the owner lives, and the
 // engine ends it when the owner is gone, however the owner went. That is the
@@ -83,6 +87,13 @@ func (e *engine) acquire(ctx context.Context, image, labID, who string, kept boo
 				}
 				continue
 			}
+			// An owner that lives is removing it just now.
+			if e.waitFor(ctx, c.ID, container.WaitConditionRemoved, removingFor) == nil {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
 			progress("removing what " + other + " has left")
 			if err := e.removeContainers(ctx, []string{c.ID}); err != nil {
 				return nil, err
@@ -93,7 +104,7 @@ func (e *engine) acquire(ctx context.Context, image, labID, who string, kept boo
 			said = c.ID
 			progress("waiting for the lab of " + other)
 		}
-		if err := e.waitGone(ctx, c.ID); err != nil {
+		if err := e.waitFor(ctx, c.ID, container.WaitConditionNotRunning, 0); err != nil {
 			return nil, fmt.Errorf("another lab stands on this engine, of %s: %w", other, err)
 		}
 	}
@@ -124,17 +135,25 @@ func (e *engine) takeLock(ctx context.Context, image string, labels map[string]s
 
 // release lets the next lab start.
 func (l *lock) release(ctx context.Context) error {
+	// It is removed before it is let go of: who waits for it need not wonder
+	// whether its owner is dead.
+	err := l.e.removeContainers(ctx, []string{l.id})
 	if l.held != nil {
 		l.held.Close()
 	}
-	return l.e.removeContainers(ctx, []string{l.id})
+	return err
 }
 
-// waitGone waits until a container runs no more.
-func (e *engine) waitGone(ctx context.Context, id string) error {
+// waitFor waits until a container has come to an end, or is gone, and no
+// longer than d where d is not 0.
+func (e *engine) waitFor(ctx context.Context, id string, c container.WaitCondition, d time.Duration) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	w := e.cli.ContainerWait(ctx, id, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
+	if d > 0 {
+		ctx, cancel = context.WithTimeout(ctx, d)
+		defer cancel()
+	}
+	w := e.cli.ContainerWait(ctx, id, client.ContainerWaitOptions{Condition: c})
 	select {
 	case <-w.Result:
 		return nil

@@ -177,11 +177,11 @@ func command(b *strings.Builder, layer, file, flag string, args []string) {
 	if len(args) == 0 {
 		return
 	}
-	b.WriteString("postconf " + flag)
+	b.WriteString("lay " + quote(file+" of the layer "+layer) + " " + flag)
 	for _, a := range args {
 		b.WriteString(" " + quote(a))
 	}
-	fmt.Fprintf(b, " 2>/mailproof/words || refuse overlay %s\n", quote(file+" of the layer "+layer))
+	b.WriteByte('\n')
 }
 
 // quote makes one word of a shell's.

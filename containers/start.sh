@@ -13,6 +13,16 @@ refuse() {
 	exit 70
 }
 
+# lay WHERE ARGUMENTS: postconf with a layer's part. It only warns of a service
+# that is not there.
+lay() {
+	where=$1
+	shift
+	if ! postconf "$@" 2>/mailproof/words || grep -q 'warning: unmatched' /mailproof/words; then
+		refuse overlay "$where"
+	fi
+}
+
 # Names are resolved here or not at all, and at once.
 printf 'nameserver 127.0.0.1\noptions timeout:1 attempts:1\n' >/etc/resolv.conf
 cat /mailproof/hosts >>/etc/hosts
@@ -58,7 +68,9 @@ end() {
 	echo "mailproof: ended: $1"
 	kill -TERM 1
 }
+# Postfix says why it does not start to a terminal, or to a log that is not
+# there yet.
 (dovecot -F 2>&1; end dovecot) &
-(postfix start-fg 2>&1; end postfix) &
+(postfix start-fg 2>&1; script -qec 'postfix check' /dev/null </dev/null; end postfix) &
 trap 'exit 0' TERM INT
 wait
