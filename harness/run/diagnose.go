@@ -49,6 +49,19 @@ func diagnose(ctx context.Context, t *Target, run *result.Run) {
 			run.Diagnoses = append(run.Diagnoses, *d)
 		}
 	}
+	// What must be mended comes before what should be; within a source the
+	// causes keep their order.
+	slices.SortStableFunc(run.Diagnoses, func(a, b result.Diagnosis) int { return binding(b.Level) - binding(a.Level) })
+}
+
+func binding(l result.Level) int {
+	switch l {
+	case result.Must:
+		return 2
+	case result.Should:
+		return 1
+	}
+	return 0
 }
 
 // observations are the results of one source, as causes look at them.

@@ -63,8 +63,8 @@ type watching struct {
 }
 
 // execute runs one scenario once.
-func (r *runner) execute(ctx context.Context, it *item) result.Result {
-	res := it.blank()
+func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
+	res = it.blank()
 	began := time.Now()
 	defer func() { res.Seconds = time.Since(began).Seconds() }()
 

@@ -51,7 +51,7 @@ func (e *HashMismatch) Error() string {
 // an error means that nothing was executed. When ctx ends, what did not finish
 // is an error result with the reason "interrupted".
 func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
-	o = o.withDefaults()
+	o = o.withDefaults(t.Kind)
 	plan, err := MakePlan(t, o)
 	if err != nil {
 		return nil, err
