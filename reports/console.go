@@ -382,7 +382,10 @@ func (c *Console) summary(d *digest) {
 		}
 		name := visible(s.Name)
 		name += strings.Repeat(" ", width-utf8.RuneCountInString(name))
-		c.line(name + "  " + c.cut(visible(countWords(result.Count(of))+" ("+sourceWords(s)+")"), width+2))
+		for _, l := range wrap(visible(countWords(result.Count(of))+" ("+sourceWords(s)+")"), max(30, c.width()-width-2)) {
+			c.line(name + "  " + l)
+			name = strings.Repeat(" ", width)
+		}
 	}
 	if first := d.begin(); first != "" {
 		c.prose("", "Begin with "+first)
