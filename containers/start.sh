@@ -39,6 +39,8 @@ install -d -o postfix -g root -m 700 /var/spool/postfix/private
 # The layers of Postfix, in order.
 # shellcheck source=/dev/null
 . /mailproof/configure
+# Postfix waits for two seconds before it believes a file that has just changed.
+touch -d '1 hour ago' /etc/postfix/main.cf /etc/postfix/master.cf
 
 # Dovecot says here what it does not understand.
 doveconf -n >/mailproof/doveconf-n 2>/mailproof/words || refuse overlay doveconf
