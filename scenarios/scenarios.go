@@ -21,15 +21,18 @@ import (
 //go:embed _fragments/*.txtar */*.txtar
 var embedded embed.FS
 
-// All parses the embedded scenarios.
-func All() ([]*script.Scenario, error) { return Load(embedded, nil) }
+// All parses the embedded scenarios. Their paths are those of this project's
+// repository, so that whatever reads a report finds the file.
+func All() ([]*script.Scenario, error) { return load(embedded, nil, "scenarios/") }
 
 // Library parses the embedded fragments.
 func Library() (*script.Library, error) { return library(embedded, nil) }
 
 // Load parses the scenarios of a file system with a folder for each group and
 // a folder "_fragments". Fragments that it lacks are taken from lib's files.
-func Load(fsys fs.FS, extra fs.FS) ([]*script.Scenario, error) {
+func Load(fsys fs.FS, extra fs.FS) ([]*script.Scenario, error) { return load(fsys, extra, "") }
+
+func load(fsys fs.FS, extra fs.FS, prefix string) ([]*script.Scenario, error) {
 	lib, err := library(fsys, extra)
 	if err != nil {
 		return nil, err
@@ -50,7 +53,7 @@ func Load(fsys fs.FS, extra fs.FS) ([]*script.Scenario, error) {
 			errs = append(errs, err)
 			continue
 		}
-		s, err := script.Parse(f, text, lib)
+		s, err := script.Parse(prefix+f, text, lib)
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -86,7 +86,8 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 		fmt.Fprintln(errw, "mailproof: `mailproof --help` lists the commands and flags")
 		return result.ExitUsage
 	}
-	return status(k.Run(ctx, &console{in, out, errw}), errw)
+	k.BindTo(ctx, (*context.Context)(nil))
+	return status(k.Run(&console{in, out, errw}), errw)
 }
 
 type helpShown struct{}

@@ -201,8 +201,7 @@ func (c *runCmd) notStarted(ctx context.Context, con *console, show *reports.Con
 // finish writes every report and returns the run's status. A report that
 // cannot be written is told, and does not keep the others from being written.
 func (c *runCmd) finish(con *console, show *reports.Console, found *result.Run) error {
-	show.End(found)
-	var failed []error
+	failed := []error{show.End(found)}
 	if c.JSON == "-" {
 		if err := reports.WriteJSON(con.out, found); err != nil {
 			failed = append(failed, fmt.Errorf("--json -: %w", err))

@@ -50,6 +50,14 @@ type Options struct {
 // A Shard is one part of N; the zero value is the whole.
 type Shard struct{ Index, Of int }
 
+// String is "2/5", or "" for the whole.
+func (s Shard) String() string {
+	if s.Of <= 1 {
+		return ""
+	}
+	return fmt.Sprintf("%d/%d", s.Index, s.Of)
+}
+
 // ParseShard reads "2/5".
 func ParseShard(s string) (Shard, error) {
 	var sh Shard

@@ -82,7 +82,7 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 	run := &result.Run{
 		Schema: result.Schema, Tool: o.Tool, Started: began.UTC(), Seconds: time.Since(began).Seconds(),
 		Target:   describeTarget(t),
-		Plan:     result.Plan{SHA256: plan.SHA256, MaxRisk: o.MaxRisk.String()},
+		Plan:     result.Plan{SHA256: plan.SHA256, MaxRisk: o.MaxRisk.String(), Shard: o.Shard.String()},
 		Problems: slices.Clone(t.Problems), Diagnoses: []result.Diagnosis{}, Excluded: plan.Excluded,
 		Results: results, Notices: slices.Clone(t.Notices),
 	}
