@@ -66,9 +66,7 @@ func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error)
 		for _, l := range s.Layers {
 			src.Layers = append(src.Layers, l.Name)
 		}
-		for _, b := range s.Bugs {
-			src.Layers = append(src.Layers, b)
-		}
+		src.Layers = append(src.Layers, s.Bugs...)
 		t.Sources = append(t.Sources, src)
 	}
 	return t, nil

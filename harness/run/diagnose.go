@@ -147,11 +147,6 @@ func (o *observations) find(q query) []*result.Result {
 
 func (o *observations) has(q query) bool { return len(o.find(q)) > 0 }
 
-// passed says whether a scenario passed at all of its facets that were run.
-func (o *observations) passed(ids string) bool {
-	return o.has(query{ids: ids, verdict: result.Pass}) && !o.has(query{ids: ids, taken: true})
-}
-
 func globs(patterns, id string) bool {
 	for _, p := range strings.Fields(patterns) {
 		if ok, _ := path.Match(p, id); ok {

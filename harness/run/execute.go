@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -40,9 +39,6 @@ type execution struct {
 	conns map[string]*session
 	watch map[*script.Witness]*watching
 	fault *Fault
-	// peers are the addresses that connections left from, for facts.
-	phase int
-	began time.Time
 }
 
 // A session is one open connection of an execution.
@@ -77,7 +73,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
 	}
 	defer release()
 
-	x := &execution{r: r, item: it, ctx: ctx, res: &res, fault: r.opts.Fault, began: began,
+	x := &execution{r: r, item: it, ctx: ctx, res: &res, fault: r.opts.Fault,
 		conns: make(map[string]*session, 4)}
 	x.env = r.newEnv(it, accounts)
 	x.env.local = x.local
@@ -719,5 +715,3 @@ func sortedKeys[V any](m map[string]V) []string {
 	slices.Sort(keys)
 	return keys
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }

@@ -59,7 +59,6 @@ type checker struct {
 	closed    []*Closed
 	closedOn  []string
 	usedFiles map[string]bool
-	kinds     map[string]bool
 }
 
 func (c *checker) facets() {

@@ -257,7 +257,6 @@ type source struct {
 	lines []string
 	pos   func(i int) Pos
 	subst func(string) string
-	conn  func(name string) string // renames connections inside fragments
 	depth int
 }
 
