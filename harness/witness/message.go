@@ -97,6 +97,11 @@ func (m *Mailbox) Close() error {
 // record, or nil if no mailbox of the account has it. It looks into INBOX
 // first and into the others only when it is not there.
 func (m *Mailbox) Message(messageID string) (*Record, error) {
+	// A search sees the mailbox as it was when the server last told of it: a
+	// NOOP makes it tell (RFC 9051, section 6.1.2).
+	if err := m.c.Noop().Wait(); err != nil {
+		return nil, fmt.Errorf("reading the mailbox: noop: %w", err)
+	}
 	r, err := m.find("INBOX", messageID)
 	if r != nil || err != nil {
 		return r, err
@@ -191,41 +196,35 @@ var ErrNoMessage = errors.New("the message did not arrive")
 // ends the waiting early: after it is closed one last look decides.
 func (m *Mailbox) Await(ctx context.Context, messageID string, done <-chan struct{}) (*Record, error) {
 	for {
+		// What arrives while the mailbox is looked at is found by the next look:
+		// only a look that begins after the end of the waiting is the last one.
+		last := false
+		select {
+		case <-done:
+			last = true
+		default:
+		}
 		r, err := m.Message(messageID)
 		if r != nil || err != nil {
 			return r, err
 		}
-		select {
-		case <-done:
+		if last || ctx.Err() != nil {
 			return nil, ErrNoMessage
-		default:
 		}
 		idle, err := m.c.Idle()
 		if err != nil {
 			return nil, fmt.Errorf("reading the mailbox: idle: %w", err)
 		}
-		last := false
 		select {
 		case <-m.arrived:
 		case <-done:
-			last = true
 		case <-ctx.Done():
 		}
-		if err := idle.Close(); err != nil {
-			return nil, fmt.Errorf("reading the mailbox: idle: %w", err)
-		}
-		if err := idle.Wait(); err != nil {
-			return nil, fmt.Errorf("reading the mailbox: idle: %w", err)
-		}
-		if ctx.Err() != nil {
-			return nil, ErrNoMessage
-		}
-		if last {
-			r, err := m.Message(messageID)
-			if r == nil && err == nil {
-				err = ErrNoMessage
+		if err := errors.Join(idle.Close(), idle.Wait()); err != nil {
+			if ctx.Err() != nil {
+				return nil, ErrNoMessage
 			}
-			return r, err
+			return nil, fmt.Errorf("reading the mailbox: idle: %w", err)
 		}
 	}
 }
