@@ -51,7 +51,7 @@ type Lab struct {
 	e        *engine
 	id       string
 	lock     *lock
-	ca       *authority
+	ca       *fixtures.Authority
 	progress func(string)
 	keep     bool
 	owner    string
@@ -113,7 +113,7 @@ func (o Options) progress() func(string) {
 
 func (l *Lab) start(ctx context.Context, o Options) error {
 	var err error
-	if l.ca, err = newAuthority(); err != nil {
+	if l.ca, err = fixtures.NewAuthority(); err != nil {
 		return err
 	}
 	agent, images, err := l.images(ctx, o)
@@ -275,7 +275,7 @@ func (l *Lab) fill(o Options, sources []*source, failed []error) error {
 		}
 		src := sources[i]
 		s.Accounts = src.pool
-		s.Roots = l.ca.pool()
+		s.Roots = l.ca.Pool()
 		s.Logs = map[string]run.LogFunc{"mail": src.journal.open}
 		s.Config = l.config(src)
 		s.Software = src.software
@@ -284,7 +284,7 @@ func (l *Lab) fill(o Options, sources []*source, failed []error) error {
 	l.target.Sources = up
 	if l.target.Proxy != nil {
 		l.target.Proxy.Name = o.Proxy.name()
-		l.target.Proxy.Roots = l.ca.pool()
+		l.target.Proxy.Roots = l.ca.Pool()
 		if o.Proxy.Endpoints != nil {
 			l.target.Proxy.Endpoints = o.Proxy.Endpoints
 		}

@@ -20,7 +20,7 @@ const (
 	ProxyConfigPath = "/proxy.toml"
 	ProxyCertPath   = "/etc/proxy/tls/fullchain.pem"
 	ProxyKeyPath    = "/etc/proxy/tls/privkey.pem"
-	ProxyCAPath     = "/etc/proxy/tls/ca.pem"
+	ProxyCAPath     = "/etc/proxy/tls/ca.PEM()"
 	ProxyMapPath    = "/etc/proxy/mappings.tsv"
 )
 
@@ -55,7 +55,7 @@ func (l *Lab) startProxy(ctx context.Context, p *Proxy, image, vantageID string,
 	if err != nil {
 		return &StartError{"", StageProxy, "its configuration", err.Error()}
 	}
-	cert, key, err := l.ca.leaf(fixtures.PublicHost, fixtures.Public())
+	cert, key, err := l.ca.Leaf(fixtures.PublicHost, fixtures.Public())
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (l *Lab) startProxy(ctx context.Context, p *Proxy, image, vantageID string,
 		if s == nil || p.Destination == nil {
 			continue
 		}
-		for _, a := range s.pool.all {
+		for _, a := range s.pool.All() {
 			fmt.Fprintf(&mappings, "%s\t%s\n", a.Address, p.Destination(s.name))
 		}
 	}
@@ -76,7 +76,7 @@ func (l *Lab) startProxy(ctx context.Context, p *Proxy, image, vantageID string,
 			{ProxyConfigPath, 0o644, []byte(config)},
 			{ProxyCertPath, 0o644, cert},
 			{ProxyKeyPath, 0o600, key},
-			{ProxyCAPath, 0o644, l.ca.pem},
+			{ProxyCAPath, 0o644, l.ca.PEM()},
 			{ProxyMapPath, 0o600, []byte(mappings.String())},
 		},
 	})

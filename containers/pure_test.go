@@ -20,13 +20,13 @@ import (
 )
 
 func TestAccountsAreHandedOutOldestFirst(t *testing.T) {
-	p := newPool(3)
+	p := harness.NewAccountPool(3)
 	ctx := context.Background()
 	first, release, err := p.Take(ctx, 2)
 	assert.NilError(t, err)
 	assert.Assert(t, strings.HasSuffix(first[0].Address, "03a000@example.test"))
 	assert.Assert(t, first[0].Password != first[1].Password)
-	_, releaseAll, err := p.Take(ctx, poolSize-2)
+	_, releaseAll, err := p.Take(ctx, len(p.All())-2)
 	assert.NilError(t, err)
 	late, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
 	defer cancel()
@@ -46,7 +46,7 @@ func TestAccountsAreHandedOutOldestFirst(t *testing.T) {
 	release() // once is enough
 	assert.Equal(t, <-got, first[0].Address)
 	releaseAll()
-	_, _, err = p.Take(ctx, poolSize+1)
+	_, _, err = p.Take(ctx, len(p.All())+1)
 	assert.Assert(t, cmp.ErrorContains(err, "400 accounts"))
 	assert.Assert(t, p.Own())
 }
@@ -111,7 +111,7 @@ func TestJournalReadersStartWhereTheyOpen(t *testing.T) {
 }
 
 func TestLayersAreLaid(t *testing.T) {
-	ca, err := newAuthority()
+	ca, err := fixtures.NewAuthority()
 	assert.NilError(t, err)
 	layers, err := layersOf(4, harness.SourceSpec{Name: "x", Kind: fixtures.DovecotPostfix, Version: "trixie", Profile: fixtures.Instrumented, Layers: []fixtures.Layer{{Name: "Our own!", Files: map[string]string{
 		"dovecot/b.conf":    "# @overlay@ @source@",
@@ -122,7 +122,7 @@ func TestLayersAreLaid(t *testing.T) {
 		"map":               "@proxy5@",
 	}}}})
 	assert.NilError(t, err)
-	files, err := lay(4, "x", layers, newPool(4), ca)
+	files, err := lay(4, "x", layers, harness.NewAccountPool(4), ca)
 	assert.NilError(t, err)
 	at := map[string]string{}
 	for _, f := range files {
@@ -143,7 +143,7 @@ func TestLayersAreLaid(t *testing.T) {
 	block, _ := pem.Decode([]byte(at["/etc/ssl/certs/mail.pem"]))
 	cert, err := x509.ParseCertificate(block.Bytes)
 	assert.NilError(t, err)
-	_, err = cert.Verify(x509.VerifyOptions{Roots: ca.pool(), DNSName: "source4.example.test"})
+	_, err = cert.Verify(x509.VerifyOptions{Roots: ca.Pool(), DNSName: "source4.example.test"})
 	assert.NilError(t, err)
 	tar := tarOf(files)
 	assert.Assert(t, bytes.Contains(tar, []byte("mailproof/start")))
@@ -159,11 +159,11 @@ func TestLayersOfAnotherKindAreRefused(t *testing.T) {
 		if files != "dovecot/x.conf" {
 			s.Layers[0].Files[files] = "nothing"
 		}
-		ca, err := newAuthority()
+		ca, err := fixtures.NewAuthority()
 		assert.NilError(t, err)
 		layers, err := layersOf(0, s)
 		if err == nil {
-			_, err = lay(0, "x", layers, newPool(0), ca)
+			_, err = lay(0, "x", layers, harness.NewAccountPool(0), ca)
 		}
 		var se *StartError
 		assert.Assert(t, cmp.ErrorContains(err, want))

@@ -35,48 +35,18 @@ type source struct {
 	container testcontainers.Container
 	stream    *client.HijackedResponse
 	journal   *journal
-	pool      *pool
-	layers    []laid
-}
-
-// A laid is a layer as it stands in one source: names replaced, and where its
-// files went.
-type laid struct {
-	fixtures.Layer
-	dir string // of its own files in the container
+	pool      *harness.AccountPool
+	layers    []harness.Laid
 }
 
 // layersOf returns everything that is laid over source i, in order.
-func layersOf(i int, s harness.SourceSpec) ([]laid, error) {
-	all, err := fixtures.Base(s.Kind, s.Version, s.Profile)
-	if err != nil {
-		return nil, err
+func layersOf(i int, s harness.SourceSpec) ([]harness.Laid, error) {
+	all, err := s.Laid(i)
+	var le *harness.LayerError
+	if errors.As(err, &le) {
+		return nil, &StartError{s.Name, StageOverlay, "the layer " + le.Layer, le.Err.Error()}
 	}
-	if !s.Bare {
-		guide, err := fixtures.GuideRecipe(s.Kind, s.Version)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, guide)
-	}
-	all = append(all, s.Layers...)
-	out := make([]laid, 0, len(all))
-	for n, l := range all {
-		ld := laid{fixtures.Layer{Name: l.Name, Files: map[string]string{}}, fmt.Sprintf("/etc/mailproof/%02d-%s", n+1, plainName(l.Name))}
-		names := fixtures.LabNames(i)
-		names["overlay"] = ld.dir
-		for _, p := range l.Paths() {
-			text := l.Files[p]
-			if fixtures.IsConfig(p) {
-				if text, err = names.Expand(p, text); err != nil {
-					return nil, &StartError{s.Name, StageOverlay, "the layer " + l.Name, err.Error()}
-				}
-			}
-			ld.Files[p] = text
-		}
-		out = append(out, ld)
-	}
-	return out, nil
+	return all, err
 }
 
 var notPlain = regexp.MustCompile(`[^a-z0-9-]+`)
@@ -92,7 +62,7 @@ func plainName(s string) string {
 
 // lay turns layers into a container's files and the commands that give
 // Postfix its part.
-func lay(i int, name string, layers []laid, p *pool, ca *authority) ([]file, error) {
+func lay(i int, name string, layers []harness.Laid, p *harness.AccountPool, ca *fixtures.Authority) ([]file, error) {
 	var files []file
 	put := func(path string, mode int64, text string) { files = append(files, file{path, mode, []byte(text)}) }
 	var local, hosts, configure strings.Builder
@@ -141,7 +111,7 @@ func lay(i int, name string, layers []laid, p *pool, ca *authority) ([]file, err
 			case p == "etc/hosts":
 				hosts.WriteString(text + "\n")
 			case path.Dir(p) == "dovecot" && path.Ext(p) == ".conf":
-				at := l.dir + "/" + p
+				at := l.Dir + "/" + p
 				put(at, 0o644, text)
 				local.WriteString("!include " + at + "\n")
 			case path.Dir(p) == "dovecot" && path.Ext(p) == ".ext":
@@ -149,22 +119,22 @@ func lay(i int, name string, layers []laid, p *pool, ca *authority) ([]file, err
 			case fixtures.IsConfig(p):
 				return nil, bad(fmt.Errorf("%s is configuration of another kind of source", p))
 			default:
-				put(l.dir+"/"+p, 0o755, text)
+				put(l.Dir+"/"+p, 0o755, text)
 			}
 		}
 	}
 	for base, text := range ext {
 		put("/etc/dovecot/conf.d/"+base, 0o644, text)
 	}
-	cert, key, err := ca.leaf(fixtures.SourceHost(i), sourcePairs(i)...)
+	cert, key, err := ca.Leaf(fixtures.SourceHost(i), sourcePairs(i)...)
 	if err != nil {
 		return nil, err
 	}
 	put("/etc/ssl/certs/mail.pem", 0o644, string(cert))
 	put("/etc/ssl/private/mail.key", 0o600, string(key))
 	put("/etc/dovecot/local.conf", 0o644, local.String())
-	put("/etc/dovecot/users", 0o640, string(p.users()))
-	put("/etc/postfix/vmailbox", 0o644, string(p.mailboxes()))
+	put("/etc/dovecot/users", 0o640, string(p.Users()))
+	put("/etc/postfix/vmailbox", 0o644, string(p.Mailboxes()))
 	put("/mailproof/hosts", 0o644, hosts.String())
 	put("/mailproof/configure", 0o644, configure.String())
 	put("/mailproof/words", 0o644, "")
@@ -204,7 +174,7 @@ func (l *Lab) startSource(ctx context.Context, i int, s harness.SourceSpec, imag
 	if err != nil {
 		return nil, asStart(s.Name, StageOverlay, "its layers", err)
 	}
-	src := &source{name: s.Name, index: i, pool: newPool(i), journal: newJournal(), layers: layers}
+	src := &source{name: s.Name, index: i, pool: harness.NewAccountPool(i), journal: newJournal(), layers: layers}
 	files, err := lay(i, s.Name, layers, src.pool, l.ca)
 	if err != nil {
 		return nil, asStart(s.Name, StageOverlay, "its layers", err)
@@ -299,7 +269,7 @@ func (l *Lab) config(src *source) func(context.Context) ([]run.ConfigFile, error
 		for _, ld := range src.layers {
 			for _, p := range ld.Paths() {
 				if path.Dir(p) == "dovecot" && path.Ext(p) == ".conf" {
-					paths = append(paths, ld.dir+"/"+p)
+					paths = append(paths, ld.Dir+"/"+p)
 				}
 			}
 		}

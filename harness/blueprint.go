@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness/result"
@@ -93,30 +95,55 @@ func SourceAddr(i int) func(vantage string, f run.Family) netip.Addr {
 	}
 }
 
-// layers are all of a source's layers, in the order in which they are laid,
-// with the lab's names replaced.
-func (s SourceSpec) layers(i int) ([]fixtures.Layer, error) {
+// A Laid is a layer as it stands at one source: names replaced, and where the
+// files that are only copied lie there.
+type Laid struct {
+	fixtures.Layer
+	Dir string
+}
+
+// A LayerError says which layer cannot be laid, and why.
+type LayerError struct {
+	Layer string
+	Err   error
+}
+
+func (e *LayerError) Error() string { return "the layer " + e.Layer + ": " + e.Err.Error() }
+func (e *LayerError) Unwrap() error { return e.Err }
+
+var notPlain = regexp.MustCompile(`[^a-z0-9-]+`)
+
+// Laid are all of a source's layers, in the order in which they are laid, as
+// they stand at source i: the profile, the guide's recipe, and the source's own.
+func (s SourceSpec) Laid(i int) ([]Laid, error) {
 	all, err := fixtures.Base(s.Kind, s.Version, s.Profile)
 	if err != nil {
 		return nil, err
 	}
 	if !s.Bare {
-		recipe, err := fixtures.GuideRecipe(s.Kind, s.Version)
+		guide, err := fixtures.GuideRecipe(s.Kind, s.Version)
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, recipe)
+		all = append(all, guide)
 	}
 	all = append(all, s.Layers...)
-	names := fixtures.LabNames(i)
-	out := make([]fixtures.Layer, len(all))
+	out := make([]Laid, 0, len(all))
 	for n, l := range all {
-		out[n] = fixtures.Layer{Name: l.Name, Files: make(map[string]string, len(l.Files))}
+		plain := strings.Trim(notPlain.ReplaceAllString(strings.ToLower(l.Name), "-"), "-")
+		laid := Laid{fixtures.Layer{Name: l.Name, Files: make(map[string]string, len(l.Files))},
+			fmt.Sprintf("/etc/mailproof/%02d-%s", n+1, plain[:min(len(plain), 40)])}
+		names := fixtures.LabNames(i)
+		names["overlay"] = laid.Dir
 		for file, text := range l.Files {
-			if out[n].Files[file], err = names.Expand(l.Name+"/"+file, text); err != nil {
-				return nil, err
+			if fixtures.IsConfig(file) {
+				if text, err = names.Expand(file, text); err != nil {
+					return nil, &LayerError{l.Name, err}
+				}
 			}
+			laid.Files[file] = text
 		}
+		out = append(out, laid)
 	}
 	return out, nil
 }

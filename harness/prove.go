@@ -412,9 +412,6 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 				continue
 			}
 			for _, release := range p.o.Releases {
-				if len(b.Releases) > 0 && !slices.Contains(b.Releases, release) {
-					continue
-				}
 				base := fmt.Sprintf("%s@%s", fixtures.DovecotPostfix, release)
 				row := &DefectRow{Defect: b.Name, Source: base, Says: b.Says, Kind: "bug", Kills: []string{}, Remedy: "none"}
 				*rows = append(*rows, row)

@@ -3,17 +3,33 @@ package harness
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/mailproof/mailproof/fixtures"
+	"github.com/mailproof/mailproof/harness/reference/memnet"
+	"github.com/mailproof/mailproof/harness/reference/proxy"
+	"github.com/mailproof/mailproof/harness/reference/source"
+	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/run"
 )
 
 // A Bug is a misbehaviour of a reference server that no configuration expresses.
 type Bug struct {
-	Name     string
-	Says     string
-	Releases []string // empty for all
+	Name string
+	Says string
 }
 
 // Bugs lists the misbehaviours of the reference servers.
-func Bugs() []Bug { return nil }
+func Bugs() []Bug {
+	var out []Bug
+	for _, b := range source.Bugs() {
+		out = append(out, Bug{b.Name, b.Sentence})
+	}
+	return out
+}
 
 // BugNamed returns the bug of that name.
 func BugNamed(name string) (Bug, bool) {
@@ -25,19 +41,167 @@ func BugNamed(name string) (Bug, bool) {
 	return Bug{}, false
 }
 
-// A Reference is a running reference lab.
-type Reference struct{ target *Target }
-
-// StartReference starts the reference lab.
-func StartReference(ctx context.Context, specs []SourceSpec, withProxy bool) (*Reference, error) {
-	return nil, errors.New("the reference servers are not built yet: use --lab docker")
+// A Reference is a running reference lab: reference servers and the reference
+// proxy on an in-memory network with the addresses of the docker lab.
+type Reference struct {
+	target  *Target
+	sources []*source.Source
+	cancel  context.CancelFunc
+	proxy   sync.WaitGroup
+	once    sync.Once
+	err     error
 }
 
-// Target is what the lab has to judge.
+// StartReference starts the reference lab. A source that does not start is a
+// problem of its target, in the words of the server that it plays; the others
+// start. It needs no socket, no privilege and no container engine.
+func StartReference(ctx context.Context, specs []SourceSpec, withProxy bool) (*Reference, error) {
+	t, err := Blueprint("reference", specs, withProxy)
+	if err != nil {
+		return nil, err
+	}
+	ca, err := fixtures.NewAuthority()
+	if err != nil {
+		return nil, fmt.Errorf("reference lab: %w", err)
+	}
+	network := memnet.New()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	r := &Reference{target: t, cancel: cancel}
+	for _, h := range fixtures.Hosts() {
+		t.Vantages[h.Vantage] = memVantage{network, h.Pair}
+	}
+	mapping := make(map[string]string)
+	var up []*run.Source
+	for i, spec := range specs {
+		src := t.Sources[i]
+		pool := NewAccountPool(i)
+		s, err := startSource(ctx, network, ca, i, spec, pool)
+		if err != nil {
+			t.Problems = append(t.Problems, sourceProblem(spec.Name, err))
+			continue
+		}
+		r.sources = append(r.sources, s)
+		src.Accounts, src.Roots = pool, ca.Pool()
+		src.Logs = map[string]run.LogFunc{"mail": s.Log}
+		src.Config = func(context.Context) ([]run.ConfigFile, error) { return s.ConfigFiles(), nil }
+		for _, a := range pool.All() {
+			mapping[a.Address] = fixtures.Destination(i)
+		}
+		up = append(up, src)
+	}
+	t.Sources = up
+	if withProxy {
+		if err := r.startProxy(ctx, network, ca, len(specs), mapping); err != nil {
+			return nil, errors.Join(err, r.Close(ctx))
+		}
+		t.Proxy.Roots = ca.Pool()
+	}
+	return r, nil
+}
+
+func sourceProblem(name string, err error) result.Problem {
+	p := result.Problem{Source: name, Stage: "start", Where: "the reference server", Words: err.Error()}
+	var layer *LayerError
+	if errors.As(err, &layer) {
+		p.Stage, p.Where = "overlay", "the layer "+layer.Layer
+	}
+	return p
+}
+
+func startSource(ctx context.Context, network *memnet.Network, ca *fixtures.Authority, i int, spec SourceSpec, pool *AccountPool) (*source.Source, error) {
+	laid, err := spec.Laid(i)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := ca.Certificate(fixtures.SourceHost(i))
+	if err != nil {
+		return nil, err
+	}
+	passwords := make(map[string]string)
+	for _, a := range pool.All() {
+		passwords[a.Address] = a.Password
+	}
+	cfg := source.Config{Release: spec.Version, Hostname: fixtures.SourceHost(i), Certificate: cert, Bugs: spec.Bugs,
+		Users: func(user string) (string, bool) { p, ok := passwords[user]; return p, ok }}
+	for _, n := range fixtures.Networks() {
+		cfg.Addrs = append(cfg.Addrs, n.Source(i).IP4, n.Source(i).IP6)
+	}
+	for _, l := range laid {
+		cfg.Layers = append(cfg.Layers, source.Layer{Name: l.Name, Dir: l.Dir, Files: l.Files})
+	}
+	s, err := source.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	listen := func(at netip.AddrPort) (net.Listener, error) { return network.Listen(at) }
+	if err := s.Start(ctx, listen); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// startProxy serves the reference proxy on the lab's network.
+func (r *Reference) startProxy(ctx context.Context, network *memnet.Network, ca *fixtures.Authority, sources int, mapping map[string]string) error {
+	const name = "the lab's proxy"
+	cfg, err := proxy.ParseConfig(name, []byte(fixtures.ProxyConfig(sources, "cert = \"unused\"\nkey = \"unused\"", "source = \"inline\"\n[mapping.inline]\n")))
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	cert, err := ca.Certificate(fixtures.PublicHost)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	for i := range cfg.Certificates {
+		cfg.Certificates[i].Loaded = &cert
+	}
+	cfg.Mapping.Inline = mapping
+	from, _ := fixtures.HostOf(run.Proxy)
+	p, err := proxy.New(cfg, proxy.Options{
+		Roots:  ca.Pool(),
+		Listen: func(at netip.AddrPort) (net.Listener, error) { return network.Listen(at) },
+		Dial: func(ctx context.Context, _ netip.Addr, to netip.AddrPort) (net.Conn, error) {
+			return memnet.Host{Net: network, Addr: from.Of(string(run.FamilyOf(to.Addr())))}.Dial(ctx, to)
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	ended := make(chan error, 1)
+	r.proxy.Go(func() { ended <- p.Serve(ctx) })
+	select {
+	case <-p.Ready():
+		return nil
+	case err := <-ended:
+		return fmt.Errorf("%s: %w", name, err)
+	}
+}
+
+// Target is what the lab has to judge. It is good until the lab is closed.
 func (r *Reference) Target() *Target { return r.target }
 
-// Close ends the lab.
-func (r *Reference) Close(context.Context) error { return nil }
+// Close ends the lab and waits until every server has ended.
+func (r *Reference) Close(context.Context) error {
+	r.once.Do(func() {
+		r.cancel()
+		for _, s := range r.sources {
+			r.err = errors.Join(r.err, s.Close())
+		}
+		r.proxy.Wait()
+	})
+	return r.err
+}
+
+// memVantage dials from one host of an in-memory network.
+type memVantage struct {
+	net *memnet.Network
+	fixtures.Pair
+}
+
+func (v memVantage) Addr(f run.Family) netip.Addr { return v.Of(string(f)) }
+
+func (v memVantage) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	return memnet.Host{Net: v.net, Addr: v.Addr(run.FamilyOf(to.Addr()))}.Dial(ctx, to)
+}
 
 // ReferenceStarter starts reference labs for [Prove].
 func ReferenceStarter(ctx context.Context, specs []SourceSpec) (*Target, func(context.Context) error, error) {

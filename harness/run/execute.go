@@ -209,10 +209,13 @@ func (x *execution) step(st script.Step) error {
 		if s == nil {
 			return nil
 		}
+		// A peer that is gone already is closed as well.
 		if st.Half {
-			return s.conn.CloseWrite()
+			s.conn.CloseWrite()
+		} else {
+			s.conn.Close()
 		}
-		return s.conn.Close()
+		return nil
 	case *script.Shape:
 		if s := x.conns[st.Name]; s != nil {
 			shape, _ := wire.ShapeNamed(st.Shape)

@@ -1,4 +1,4 @@
-package containers
+package harness
 
 import (
 	"context"
@@ -14,9 +14,9 @@ import (
 // poolSize is how many accounts a source has.
 const poolSize = 400
 
-// A pool is the accounts of one source. It implements [run.Accounts]; what is
-// released is handed out again, oldest first.
-type pool struct {
+// AccountPool is the accounts of one source of a lab. It implements
+// [run.Accounts]; what is released is handed out again, oldest first.
+type AccountPool struct {
 	all []run.Account
 
 	mu    sync.Mutex
@@ -24,11 +24,11 @@ type pool struct {
 	freed chan struct{} // closed and replaced when something is released
 }
 
-// newPool makes the accounts of source i. Their names are no other source's,
+// NewAccountPool makes the accounts of source i. Their names are no other source's,
 // nor another lab's.
-func newPool(i int) *pool {
+func NewAccountPool(i int) *AccountPool {
 	prefix := strings.ToLower(rand.Text()[:4])
-	p := &pool{freed: make(chan struct{})}
+	p := &AccountPool{freed: make(chan struct{})}
 	for n := range poolSize {
 		p.all = append(p.all, run.Account{
 			Address:  fmt.Sprintf("%s%02da%03d@%s", prefix, i, n, fixtures.Domain),
@@ -40,10 +40,10 @@ func newPool(i int) *pool {
 }
 
 // Own says that an account is nobody else's while it is taken.
-func (p *pool) Own() bool { return true }
+func (p *AccountPool) Own() bool { return true }
 
 // Take waits for n accounts.
-func (p *pool) Take(ctx context.Context, n int) ([]run.Account, func(), error) {
+func (p *AccountPool) Take(ctx context.Context, n int) ([]run.Account, func(), error) {
 	if n > len(p.all) {
 		return nil, nil, fmt.Errorf("the lab has %d accounts, not %d", len(p.all), n)
 	}
@@ -69,7 +69,7 @@ func (p *pool) Take(ctx context.Context, n int) ([]run.Account, func(), error) {
 	}
 }
 
-func (p *pool) release(got []int) {
+func (p *AccountPool) release(got []int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.free = append(p.free, got...)
@@ -77,8 +77,11 @@ func (p *pool) release(got []int) {
 	p.freed = make(chan struct{})
 }
 
-// users is the accounts as a passwd-file of Dovecot's (scheme PLAIN).
-func (p *pool) users() []byte {
+// All lists every account, taken or not.
+func (p *AccountPool) All() []run.Account { return p.all }
+
+// Users is the accounts as a passwd-file of Dovecot's (scheme PLAIN).
+func (p *AccountPool) Users() []byte {
 	var b strings.Builder
 	for _, a := range p.all {
 		fmt.Fprintf(&b, "%s:%s::::::\n", a.Address, a.Password)
@@ -86,8 +89,8 @@ func (p *pool) users() []byte {
 	return []byte(b.String())
 }
 
-// mailboxes is the accounts as a texthash map of Postfix's.
-func (p *pool) mailboxes() []byte {
+// Mailboxes is the accounts as a texthash map of Postfix's.
+func (p *AccountPool) Mailboxes() []byte {
 	var b strings.Builder
 	for _, a := range p.all {
 		fmt.Fprintf(&b, "%s mailbox\n", a.Address)
