@@ -2,6 +2,7 @@ package containers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -34,7 +35,12 @@ type Check struct {
 func Doctor(ctx context.Context) []Check {
 	e, err := openEngine(ctx)
 	if err != nil {
-		return []Check{{Name: "engine", Found: firstLines(err.Error(), 3), Missing: "a container engine: nothing can be judged on real servers", Help: "bash .ci/engine.sh"}, programCheck(runtime.GOARCH)}
+		c := Check{Name: "engine", Found: firstLines(err.Error(), 3), Missing: "a container engine: nothing can be judged on real servers"}
+		var ee *EngineError
+		if errors.As(err, &ee) {
+			c.Found, c.Help = firstLines(ee.Words, 3), ee.Help
+		}
+		return []Check{c, programCheck(runtime.GOARCH)}
 	}
 	defer e.close()
 	checks := []Check{engineCheck(e), ip6Check(ctx, e), addressCheck(ctx, e)}

@@ -64,6 +64,13 @@ func openEngine(ctx context.Context) (e *engine, err error) {
 	}()
 	asking, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
+	// testcontainers passes over a DOCKER_HOST that does not answer and takes
+	// another engine; who names one means that one.
+	if host := os.Getenv("DOCKER_HOST"); host != "" {
+		if err := answers(asking); err != nil {
+			return nil, &EngineError{Words: "DOCKER_HOST=" + host + ": " + err.Error(), Help: "unset DOCKER_HOST", Err: err}
+		}
+	}
 	cli, err := testcontainers.NewDockerClientWithOpts(asking)
 	if err != nil {
 		return nil, noEngine(err)
@@ -79,6 +86,17 @@ func openEngine(ctx context.Context) (e *engine, err error) {
 		return nil, &EngineError{Words: "the engine runs " + v.Os + " containers, and a lab's are Linux"}
 	}
 	return e, nil
+}
+
+// answers asks the engine that DOCKER_HOST names.
+func answers(ctx context.Context) error {
+	cli, err := client.New(client.FromEnv)
+	if err != nil {
+		return err
+	}
+	defer cli.Close()
+	_, err = cli.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true})
+	return err
 }
 
 func noEngine(err error) error {

@@ -6,8 +6,11 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/pem"
+	"errors"
 	"io"
 	"net/netip"
+	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -196,4 +199,35 @@ func TestBuildersWordsAreKept(t *testing.T) {
 	io.WriteString(&tl, "the end\n")
 	assert.Equal(t, len(strings.Split(tl.String(), "\n")), 40)
 	assert.Assert(t, strings.HasSuffix(tl.String(), "the end"))
+}
+
+func TestAnEngineThatDoesNotAnswerIsNamed(t *testing.T) {
+	t.Setenv("DOCKER_HOST", "unix:///not/there.sock")
+	_, err := Start(context.Background(), Options{Sources: []harness.SourceSpec{{Name: "x", Kind: fixtures.DovecotPostfix, Version: "trixie", Profile: fixtures.AsShipped}}})
+	var ee *EngineError
+	assert.Assert(t, errors.As(err, &ee), "%v", err)
+	assert.Assert(t, cmp.Contains(err.Error(), "DOCKER_HOST=unix:///not/there.sock"))
+	cs := Doctor(context.Background())
+	assert.Equal(t, cs[0].Name, "engine")
+	assert.Assert(t, !cs[0].OK)
+	assert.Equal(t, cs[0].Help, "unset DOCKER_HOST")
+}
+
+func TestOptionsThatMakeNoLabAreRefused(t *testing.T) {
+	_, err := Start(context.Background(), Options{})
+	assert.Assert(t, cmp.ErrorContains(err, "at least one source"))
+	many := make([]harness.SourceSpec, fixtures.MaxSources+1)
+	_, err = Start(context.Background(), Options{Sources: many})
+	assert.Assert(t, cmp.ErrorContains(err, "at most 20 sources"))
+	_, err = Start(context.Background(), Options{Sources: []harness.SourceSpec{{Name: "x", Kind: "exim", Version: "4"}}})
+	assert.Assert(t, cmp.ErrorContains(err, "no configuration of a source of kind"))
+}
+
+func TestAProgramThatDoesNotRunAloneIsRefused(t *testing.T) {
+	assert.Assert(t, cmp.ErrorContains(runsAlone("/etc/passwd", "amd64"), "is no Linux executable"))
+	exe, err := exec.LookPath("sh")
+	assert.NilError(t, err)
+	assert.Assert(t, cmp.ErrorContains(runsAlone(exe, runtime.GOARCH), "is linked dynamically"))
+	other := map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
+	assert.Assert(t, cmp.ErrorContains(runsAlone(exe, other), "the engine's architecture is "+other))
 }
