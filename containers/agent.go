@@ -11,8 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
+	"time"
 )
 
 // program is the command that stands at the vantages, and module where it
@@ -39,7 +39,10 @@ func findProgram(ctx context.Context, arch, dir string, progress func(string)) (
 	out := filepath.Join(dir, "mailproof")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, program)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOFLAGS=-buildvcs=false")
-	cmd.Cancel = func() error { return interrupt(cmd) }
+	ownGroup(cmd)
+	cmd.Cancel = func() error { return endGroup(cmd, false) }
+	cmd.WaitDelay = 5 * time.Second
+	defer endGroup(cmd, true)
 	b, err := cmd.CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
 		return "", fmt.Errorf("building the vantages' program: this executable is none that runs in an empty %s container (a static build is: CGO_ENABLED=0 go build %s), and there is no go command", arch, program)
@@ -87,12 +90,4 @@ func readProgram(path string) ([]byte, error) {
 		return nil, errors.Join(err, fmt.Errorf("%s: %d octets could be read, at most %d are taken", path, n, maxProgram))
 	}
 	return b.Bytes(), nil
-}
-
-// interrupt asks a command to end; on systems that cannot ask, it ends it.
-func interrupt(cmd *exec.Cmd) error {
-	if runtime.GOOS == "windows" {
-		return cmd.Process.Kill()
-	}
-	return cmd.Process.Signal(os.Interrupt)
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -179,9 +180,23 @@ func (e *engine) bootstrap(ctx context.Context, ref string, r recipe) error {
 	args = append(args, hostAptOptions(ctx)...)
 	args = append(args, r.release, "-")
 	args = append(args, sources...)
+	dir, err := os.MkdirTemp("", "mailproof-bootstrap-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	// apt fetches as a user of its own.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return err
+	}
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Cancel = func() error { return interrupt(cmd) }
-	cmd.WaitDelay = 20 * time.Second // it removes its temporary folder
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+	// apt and dpkg run below it: they are asked to end together, and none is
+	// left when this returns.
+	ownGroup(cmd)
+	cmd.Cancel = func() error { return endGroup(cmd, false) }
+	cmd.WaitDelay = 15 * time.Second
+	defer endGroup(cmd, true)
 	var words tail
 	cmd.Stderr = &words
 	out, err := cmd.StdoutPipe()
