@@ -66,6 +66,7 @@ type Lab struct {
 	readers  sync.WaitGroup
 
 	closing sync.Once
+	going   chan struct{} // closed when the lab is being closed
 	closed  error
 	stop    func() bool
 }
@@ -88,7 +89,7 @@ func Start(ctx context.Context, o Options) (*Lab, error) {
 		return nil, err
 	}
 	target.Engine = e.name
-	l := &Lab{e: e, id: strings.ToLower(rand.Text()[:12]), progress: say, keep: o.Keep, target: target, owner: owner()}
+	l := &Lab{e: e, id: strings.ToLower(rand.Text()[:12]), progress: say, keep: o.Keep, target: target, owner: owner(), going: make(chan struct{})}
 	if err := l.start(ctx, o); err != nil {
 		l.keep = false
 		return nil, errors.Join(err, l.Close(context.WithoutCancel(ctx)))
@@ -410,6 +411,22 @@ func (l *Lab) follow(j *journal, a *client.HijackedResponse) {
 	l.readers.Go(func() { j.follow(a.Reader) })
 }
 
+// watch tells when a container ends while the lab stands, and what it said last.
+func (l *Lab) watch(name string, j *journal) {
+	l.readers.Go(func() {
+		select {
+		case <-j.done:
+		case <-l.going:
+			return
+		}
+		select {
+		case <-l.going:
+		default:
+			l.progress(name + " has ended; its last words:\n" + j.tail(40))
+		}
+	})
+}
+
 // Target is what the lab has to judge. It is good until the lab is closed.
 func (l *Lab) Target() *run.Target { return l.target }
 
@@ -429,6 +446,7 @@ func (l *Lab) Kept() []string {
 // them. It may be called more than once.
 func (l *Lab) Close(ctx context.Context) error {
 	l.closing.Do(func() {
+		close(l.going)
 		if l.stop != nil {
 			l.stop()
 		}

@@ -112,7 +112,8 @@ func dialFrom(ctx context.Context, l *Lab, s *run.Source, vantage, endpoint stri
 func TestLab(t *testing.T) {
 	NeedEngine(t)
 	ctx := within(t, 3*time.Minute)
-	l := startLab(ctx, t, Options{Sources: []harness.SourceSpec{
+	told := make(chan string, 100)
+	l := startLab(ctx, t, Options{Progress: func(s string) { told <- s }, Sources: []harness.SourceSpec{
 		spec1("bookworm-shipped", "bookworm", fixtures.AsShipped),
 		spec1("trixie-shipped", "trixie", fixtures.AsShipped),
 		spec1("bookworm", "bookworm", fixtures.Instrumented),
@@ -289,6 +290,23 @@ func TestLab(t *testing.T) {
 		nc, err := dialFrom(ctx, l, l.Target().Sources[0], run.Client, "imap", run.IP4)
 		assert.NilError(t, err)
 		nc.Close()
+	})
+
+	t.Run("a source that ends is told of", func(t *testing.T) {
+		_, err := l.e.exec(ctx, "mailproof-source0-bookworm-shipped", "sh", "-c", "kill -TERM 1")
+		assert.NilError(t, err)
+		want := "bookworm-shipped has ended; its last words:\n"
+		for {
+			select {
+			case s := <-told:
+				if strings.HasPrefix(s, want) {
+					assert.Assert(t, cmp.Contains(s, "postfix"))
+					return
+				}
+			case <-ctx.Done():
+				t.Fatal(ctx.Err())
+			}
+		}
 	})
 
 	t.Run("the doctor sees the lab", func(t *testing.T) {

@@ -108,6 +108,7 @@ func (l *Lab) startProxy(ctx context.Context, p *Proxy, image, vantageID string,
 			return &StartError{"", StageProxy, "its container", err.Error() + "; it says:\n" + j.tail(40)}
 		}
 	}
+	l.watch("the proxy", j)
 	return nil
 }
 

@@ -188,7 +188,11 @@ func (r *recorder) dialogue(lines []string) string {
 			}
 			if verb == ">" {
 				parts := strings.Split(arg, `\n`)
-				say("S", s.reply(parts[len(parts)-1])...)
+				last := parts[len(parts)-1]
+				if strings.HasSuffix(parts[0], "+}") {
+					last = parts[0] // the rest is its literal
+				}
+				say("S", s.reply(last)...)
 			}
 		case "octets": // without a line end
 			say("C", arg+" <no line end>")
@@ -319,7 +323,7 @@ func (s *spoken) reply(command string) []string {
 				return out
 			}
 		case "managesieve":
-			if sieveEnd.MatchString(line) {
+			if sieveEnd.MatchString(line) || line == `""` { // or a challenge
 				return out
 			}
 		}

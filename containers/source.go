@@ -210,6 +210,7 @@ func (l *Lab) startSource(ctx context.Context, i int, s harness.SourceSpec, imag
 		}
 		return nil, asStart(s.Name, StageStart, "the container "+name, err)
 	}
+	l.watch(s.Name, src.journal)
 	return src, nil
 }
 
