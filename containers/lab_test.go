@@ -293,8 +293,8 @@ func TestLab(t *testing.T) {
 	})
 
 	t.Run("a source that ends is told of", func(t *testing.T) {
-		_, err := l.e.exec(ctx, "mailproof-source0-bookworm-shipped", "sh", "-c", "kill -TERM 1")
-		assert.NilError(t, err)
+		// The command may end with the container: its status says nothing.
+		l.e.exec(ctx, "mailproof-source0-bookworm-shipped", "sh", "-c", "kill -TERM 1")
 		want := "bookworm-shipped has ended; its last words:\n"
 		for {
 			select {
