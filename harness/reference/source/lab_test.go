@@ -11,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -19,6 +18,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -207,6 +207,8 @@ func (c *client) line() string {
 		switch {
 		case errors.Is(err, io.EOF) && s == "":
 			return "<closed>"
+		case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+			return "<reset>"
 		case errors.As(err, &ne) && ne.Timeout():
 			return "<silence>"
 		}
@@ -330,5 +332,3 @@ func layer(files ...string) source.Layer {
 	}
 	return l
 }
-
-var _ = fmt.Sprint

@@ -136,6 +136,9 @@ func converse(t *testing.T, l *lab, n *normal, d *dialogue) {
 				continue
 			}
 			got := c.line()
+			if want == "<closed>" && got == "<reset>" {
+				break // what the client had sent too much was not read any more
+			}
 			assert.Equal(t, n.text(got), n.text(want), "line %d after %q", i+1, s.sent)
 			if strings.HasPrefix(got, "<") && strings.HasSuffix(got, ">") {
 				break

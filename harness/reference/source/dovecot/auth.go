@@ -3,7 +3,9 @@ package dovecot
 import (
 	"encoding/base64"
 	"fmt"
+	"hash/crc32"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +21,7 @@ type Request struct {
 	Password  string
 	RemoteIP  netip.Addr // invalid: unknown
 	Session   string     // "" for Postfix's AUTH
+	At        time.Time  // by the session's own clock
 }
 
 // An Answer is the auth service's.
@@ -30,16 +33,35 @@ type Answer struct {
 	Before time.Duration
 }
 
-// penalty is what an address has to wait before it may try again.
+// penalty is what an address has to wait before it may try again, from a time
+// on: tries that run side by side do not add up.
 type penalty struct {
 	count int
-	last  time.Time
+	from  time.Time
 }
+
+// penalties are those of one address, the last to come in force at the end,
+// and what was tried of late: the same again is not punished twice.
+type penalties struct {
+	all   []penalty
+	tried []uint32
+}
+
+// Bounds of what is remembered of one address.
+const (
+	maxPenalties = 64
+	maxTried     = 10
+	maxAddresses = 1 << 14
+)
 
 // Authenticate decides, and logs what the auth service logs.
 func (s *Server) Authenticate(q Request) Answer {
 	set := s.c.protocols[q.Protocol]
-	ans := Answer{Before: s.penalised(q.RemoteIP)}
+	count := s.penalised(q)
+	ans := Answer{}
+	if count > 0 {
+		ans.Before = penaltyFor(count)
+	}
 	if s.bugs.Has(bug.AnswersLate) {
 		ans.Before += 12 * time.Second
 	}
@@ -48,7 +70,7 @@ func (s *Server) Authenticate(q Request) Answer {
 			s.authLine(set, q, ans.User, db, why)
 		}
 		ans.Before += set.failureDelay
-		s.penalise(q.RemoteIP)
+		s.penalise(q, count)
 		if s.bugs.Has(bug.WrongPasswordTemporary) {
 			ans.Temporary = true
 		}
@@ -87,7 +109,7 @@ func (s *Server) Authenticate(q Request) Answer {
 			return fail(true, "unknown user")
 		}
 		ans.OK = true
-		s.forgive(q.RemoteIP)
+		s.forgive(q, count)
 		return ans
 	}
 	want, known := s.store.Password(user)
@@ -98,7 +120,7 @@ func (s *Server) Authenticate(q Request) Answer {
 		return fail(true, "Password mismatch")
 	}
 	ans.OK = true
-	s.forgive(q.RemoteIP)
+	s.forgive(q, count)
 	return ans
 }
 
@@ -212,49 +234,80 @@ func penaltyKey(a netip.Addr) netip.Addr {
 	return a
 }
 
-// penalised is how long a client has to wait before its try is looked at.
-func (s *Server) penalised(a netip.Addr) time.Duration {
-	if !s.c.penalty || !a.IsValid() {
+// penalised is the penalty that a client has when it tries.
+func (s *Server) penalised(q Request) int {
+	if !s.c.penalty || !q.RemoteIP.IsValid() {
 		return 0
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p, ok := s.penalty[penaltyKey(a)]
-	if !ok {
+	p := s.penalty[penaltyKey(q.RemoteIP)]
+	if p == nil {
 		return 0
 	}
-	since, drop := s.penaltyClock().Sub(p.last), penaltyMax
-	for p.count > 0 && since >= penaltyFor(drop) {
-		drop--
-		p.count--
+	var now penalty
+	for _, e := range p.all {
+		if !e.from.After(q.At) {
+			now = e
+		}
 	}
-	if p.count == 0 {
-		return 0
+	for since, drop := q.At.Sub(now.from), penaltyMax; now.count > 0 && since >= penaltyFor(drop); drop-- {
+		now.count--
 	}
-	return penaltyFor(p.count)
+	return now.count
 }
 
-// penaltyClock also counts the time that sessions passed without waiting.
-func (s *Server) penaltyClock() time.Time { return s.now().Add(s.links.Skipped()) }
-
-func (s *Server) penalise(a netip.Addr) {
-	if !s.c.penalty || !a.IsValid() {
+// penalise makes the penalty harder once the try was refused.
+func (s *Server) penalise(q Request, count int) {
+	if !s.c.penalty || !q.RemoteIP.IsValid() {
 		return
 	}
+	sum := crc32.ChecksumIEEE([]byte(q.User + "\x00" + q.Password))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := penaltyKey(a)
+	k := penaltyKey(q.RemoteIP)
 	p := s.penalty[k]
-	s.penalty[k] = penalty{count: min(p.count+1, penaltyMax), last: s.penaltyClock()}
+	if p == nil {
+		if len(s.penalty) >= maxAddresses {
+			clear(s.penalty)
+		}
+		p = &penalties{}
+		s.penalty[k] = p
+	}
+	if slices.Contains(p.tried, sum) {
+		return
+	}
+	if p.tried = append(p.tried, sum); len(p.tried) > maxTried {
+		p.tried = p.tried[1:]
+	}
+	e := penalty{count: min(count+1, penaltyMax), from: q.At}
+	if count > 0 {
+		e.from = e.from.Add(penaltyFor(count))
+	}
+	p.put(e)
 }
 
-func (s *Server) forgive(a netip.Addr) {
-	if !s.c.penalty || !a.IsValid() {
+// put adds a penalty where it comes in force.
+func (p *penalties) put(e penalty) {
+	i := len(p.all)
+	for i > 0 && p.all[i-1].from.After(e.from) {
+		i--
+	}
+	if p.all = slices.Insert(p.all, i, e); len(p.all) > maxPenalties {
+		p.all = p.all[1:]
+	}
+}
+
+// forgive ends the penalty of a client that has signed in.
+func (s *Server) forgive(q Request, count int) {
+	if count == 0 || !s.c.penalty || !q.RemoteIP.IsValid() {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.penalty, penaltyKey(a))
+	if p := s.penalty[penaltyKey(q.RemoteIP)]; p != nil {
+		p.put(penalty{from: q.At.Add(penaltyFor(count))})
+	}
 }
 
 // Plain reads a PLAIN response (RFC 4616).

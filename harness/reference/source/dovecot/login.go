@@ -524,7 +524,7 @@ func (in *session) failedBefore(why string) string {
 func (in *session) verify(mech, authzid, user, password string) (outcome, string) {
 	ans := in.srv.Authenticate(Request{
 		Protocol: in.listen.protocol, Mechanism: mech, Authzid: authzid, User: user, Password: password,
-		RemoteIP: in.authIP(), Session: in.sessionID(),
+		RemoteIP: in.authIP(), Session: in.sessionID(), At: in.now().Add(in.c.Passed()),
 	})
 	if err := in.c.Wait(ans.Before); err != nil {
 		return outGone, ""

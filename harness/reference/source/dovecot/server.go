@@ -59,7 +59,7 @@ type Server struct {
 	mu       sync.Mutex
 	sessions map[*session]struct{} // of login processes
 	who      map[whoKey]int        // sessions signed in
-	penalty  map[netip.Addr]penalty
+	penalty  map[netip.Addr]*penalties
 }
 
 // whoKey is what mail_max_userip_connections counts by.
@@ -75,7 +75,7 @@ func New(o Options) *Server {
 		tls:      make(map[string]*tls.Config),
 		sessions: make(map[*session]struct{}),
 		who:      make(map[whoKey]int),
-		penalty:  make(map[netip.Addr]penalty),
+		penalty:  make(map[netip.Addr]*penalties),
 	}
 	for p, set := range s.c.protocols {
 		s.tls[p] = &tls.Config{

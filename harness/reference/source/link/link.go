@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/mailproof/mailproof/harness/proto"
@@ -55,13 +54,7 @@ type Options struct {
 	Delay Delay // nil is [Virtual]
 	// BareLF ends lines in LF alone.
 	BareLF bool
-
-	skipped atomic.Int64 // nanoseconds that nobody waited for
 }
-
-// Skipped is how much time was passed on connections without anybody's
-// waiting: a clock that goes by what sessions have been through adds it.
-func (o *Options) Skipped() time.Duration { return time.Duration(o.skipped.Load()) }
 
 // A Conn is used by one goroutine at a time.
 type Conn struct {
@@ -171,15 +164,18 @@ func (c *Conn) Wait(d time.Duration) error {
 	delay := c.opts.Delay
 	if delay == nil {
 		delay = Virtual
-		if _, ok := c.raw.(interface{ Lag(time.Duration) }); ok {
-			c.opts.skipped.Add(int64(d))
-		}
 	}
 	return delay(c.ctx, c.raw, d)
 }
 
-// Passed is how much time was passed with Wait.
-func (c *Conn) Passed() time.Duration { return c.passed }
+// Passed is how much time was passed with Wait without anybody's waiting: a
+// session's own clock is that much ahead.
+func (c *Conn) Passed() time.Duration {
+	if _, ok := c.raw.(interface{ Lag(time.Duration) }); !ok || c.opts.Delay != nil {
+		return 0
+	}
+	return c.passed
+}
 
 // Silence says nothing more until the peer closes or the context ends.
 func (c *Conn) Silence() {

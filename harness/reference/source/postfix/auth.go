@@ -166,6 +166,7 @@ func (in *session) authDecide(method, authzid, user, password string) outcome {
 	}
 	ans := in.srv.dovecot.Authenticate(dovecot.Request{
 		Mechanism: strings.ToUpper(method), Authzid: authzid, User: user, Password: password, RemoteIP: rip,
+		At: in.srv.now().Add(in.c.Passed()),
 	})
 	if in.c.Wait(ans.Before) != nil {
 		return gone

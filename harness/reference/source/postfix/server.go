@@ -258,11 +258,21 @@ func (svc *service) rangeOf(release string, a netip.Addr) netip.Prefix {
 	return p
 }
 
+// maxClients is how many clients anvil remembers that are not connected.
+const maxClients = 1 << 14
+
 // count returns the events of a client, which the caller adds to under s.mu.
 func (s *Server) count(svc *service, client netip.Prefix) *events {
 	k := anvilKey{svc.name, client}
 	e := s.anvil[k]
 	if e == nil {
+		if len(s.anvil) >= maxClients {
+			for k, e := range s.anvil {
+				if e.open == 0 {
+					delete(s.anvil, k)
+				}
+			}
+		}
 		e = &events{since: s.now()}
 		s.anvil[k] = e
 	}

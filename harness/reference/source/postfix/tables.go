@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strings"
+	"sync"
 )
 
 // A table is one lookup table. Keys are compared without their case.
@@ -21,7 +22,9 @@ type tables struct {
 	release  string
 	files    map[string]string // what lies on the source, by absolute path
 	accounts func(string) bool
-	open     map[string]*table
+
+	mu   sync.Mutex
+	open map[string]*table
 }
 
 // accountsFile is the table of the source's own accounts.
@@ -31,6 +34,8 @@ const accountsFile = "/etc/postfix/vmailbox"
 const systemUsers = "root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc nobody postfix postmaster mailer-daemon dovecot dovenull vmail"
 
 func (ts *tables) get(spec string) *table {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
 	if t, ok := ts.open[spec]; ok {
 		return t
 	}
