@@ -312,6 +312,7 @@ func (e *engine) agentImage(ctx context.Context, program string, progress func(s
 	if err != nil || has {
 		return ref, err
 	}
+	e.dropAgents(ctx)
 	progress("importing the vantages' image")
 	var fs bytes.Buffer
 	w := tar.NewWriter(&fs)
@@ -321,4 +322,22 @@ func (e *engine) agentImage(ctx context.Context, program string, progress func(s
 	w.Write(b)
 	w.Close() // writes to memory do not fail
 	return ref, e.importImage(ctx, &fs, ref, `ENTRYPOINT ["/mailproof"]`, "LABEL "+labelImage+"=agent")
+}
+
+// agentFor is how long the image of a vantage's program is kept: another lab
+// may be waiting with it for its turn.
+const agentFor = 24 * time.Hour
+
+// dropAgents removes what older programs have left; an image that is in use,
+// or cannot be removed, stays.
+func (e *engine) dropAgents(ctx context.Context) {
+	list, err := e.cli.ImageList(ctx, client.ImageListOptions{Filters: make(client.Filters).Add("label", labelImage+"=agent")})
+	if err != nil {
+		return
+	}
+	for _, i := range list.Items {
+		if time.Since(time.Unix(i.Created, 0)) > agentFor {
+			e.cli.ImageRemove(ctx, i.ID, client.ImageRemoveOptions{})
+		}
+	}
 }
