@@ -99,6 +99,14 @@ func (n *Network) Dial(ctx context.Context, from netip.Addr, to netip.AddrPort) 
 	n.mu.Unlock()
 
 	client, server := pair(netip.AddrPortFrom(from, port), to)
+	if l.hand(server) {
+		return client, nil
+	}
+	select {
+	case <-l.done:
+		return fail(os.NewSyscallError("connect", syscall.ECONNREFUSED))
+	default:
+	}
 	select {
 	case l.backlog <- server:
 		return client, nil
@@ -131,6 +139,31 @@ type Listener struct {
 	backlog chan *Conn
 	done    chan struct{}
 	once    sync.Once
+
+	mu     sync.Mutex // held while serve is called
+	serve  func(net.Conn)
+	closed bool
+}
+
+// Serve has every connection from now on given to handle, and none to
+// [Listener.Accept]: a listener that waits needs no goroutine. Whoever dials
+// calls handle, which must return at once. When Close has returned, handle is
+// not called any more.
+func (l *Listener) Serve(handle func(net.Conn)) {
+	l.mu.Lock()
+	l.serve = handle
+	l.mu.Unlock()
+}
+
+// hand gives a connection to whoever serves, and says whether anybody does.
+func (l *Listener) hand(c *Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.serve == nil || l.closed {
+		return false
+	}
+	l.serve(c)
+	return true
 }
 
 // Accept waits for the next connection.
@@ -154,6 +187,9 @@ func (l *Listener) Close() error {
 		l.net.mu.Lock()
 		delete(l.net.listeners, l.at)
 		l.net.mu.Unlock()
+		l.mu.Lock()
+		l.closed = true
+		l.mu.Unlock()
 		close(l.done)
 		for {
 			select {

@@ -220,8 +220,10 @@ func addHosts(hosts map[netip.Addr]string, at, text string) error {
 // Close or until ctx ends. It returns once everything listens.
 func (s *Source) Start(ctx context.Context, listen func(netip.AddrPort) (net.Listener, error)) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.started {
+	again := s.started
+	s.started = true
+	s.mu.Unlock()
+	if again {
 		return errors.New("the reference source was started before")
 	}
 	type served struct {
@@ -250,16 +252,42 @@ func (s *Source) Start(ctx context.Context, listen func(netip.AddrPort) (net.Lis
 			return err
 		}
 	}
-	s.started = true
 	s.dovecot.Start()
 	s.postfix.Start()
-	ctx, s.cancel = context.WithCancel(ctx)
-	context.AfterFunc(ctx, s.hangUp)
+	ctx, cancel := context.WithCancel(ctx)
+	s.mu.Lock()
+	s.cancel = cancel
 	for _, o := range all {
 		s.listeners = append(s.listeners, o.l)
+	}
+	s.mu.Unlock()
+	context.AfterFunc(ctx, s.hangUp)
+	for _, o := range all {
+		if l, ok := o.l.(interface{ Serve(func(net.Conn)) }); ok {
+			l.Serve(func(c net.Conn) { s.take(ctx, c, o.handle) })
+			continue
+		}
 		s.wg.Go(func() { s.accept(ctx, o.l, o.handle) })
 	}
 	return nil
+}
+
+// take serves one connection in a goroutine of its own.
+func (s *Source) take(ctx context.Context, c net.Conn, handle func(context.Context, net.Conn)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.Err() != nil {
+		c.Close()
+		return
+	}
+	s.conns[c] = struct{}{}
+	s.wg.Go(func() {
+		handle(ctx, c)
+		c.Close()
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+	})
 }
 
 // accept serves the connections of one listener until it is closed.
@@ -281,31 +309,20 @@ func (s *Source) accept(ctx context.Context, l net.Listener, handle func(context
 			}
 			continue
 		}
-		s.mu.Lock()
-		if ctx.Err() != nil {
-			s.mu.Unlock()
-			c.Close()
-			return
-		}
-		s.conns[c] = struct{}{}
-		s.wg.Go(func() {
-			handle(ctx, c)
-			c.Close()
-			s.mu.Lock()
-			delete(s.conns, c)
-			s.mu.Unlock()
-		})
-		s.mu.Unlock()
+		s.take(ctx, c, handle)
 	}
 }
 
 // hangUp closes what is open.
 func (s *Source) hangUp() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range s.listeners {
+	listeners := s.listeners
+	s.mu.Unlock()
+	for _, l := range listeners {
 		l.Close()
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for c := range s.conns {
 		c.Close()
 	}
