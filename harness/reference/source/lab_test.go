@@ -51,8 +51,16 @@ type lab struct {
 	net *memnet.Network
 	src *source.Source
 	log *logReader
+	o   labOptions
 	// patient is how long a client waits for an answer, 10 s when it is 0.
 	patient time.Duration
+}
+
+// withLayer are the lab's options with one more layer.
+func (l *lab) withLayer(files ...string) labOptions {
+	o := l.o
+	o.layers = append(append([]source.Layer(nil), o.layers...), layer(files...))
+	return o
 }
 
 type labOptions struct {
@@ -61,6 +69,7 @@ type labOptions struct {
 	layers           []source.Layer
 	bugs             []string
 	delay            func(context.Context, net.Conn, time.Duration) error
+	patient          time.Duration
 }
 
 // accounts of every lab: names of the length that the recordings' had.
@@ -128,7 +137,7 @@ func startLab(t testing.TB, o labOptions) *lab {
 	t.Helper()
 	src, err := source.New(configOf(t, o))
 	assert.NilError(t, err)
-	l := &lab{t: t, net: memnet.New(), src: src}
+	l := &lab{t: t, net: memnet.New(), src: src, o: o, patient: o.patient}
 	l.log = followLog(t, src)
 	assert.NilError(t, src.Start(context.Background(), l.listen))
 	t.Cleanup(func() { assert.NilError(t, src.Close()) })
