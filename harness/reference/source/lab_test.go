@@ -341,3 +341,5 @@ func layer(files ...string) source.Layer {
 	}
 	return l
 }
+
+func newReader(c net.Conn) *bufio.Reader { return bufio.NewReader(c) }

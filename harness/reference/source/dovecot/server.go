@@ -157,7 +157,7 @@ func (s *Server) Handle(ctx context.Context, p Port, nc net.Conn) {
 			in.logAs("info", "SSL is disabled (ssl=no)")
 			return
 		}
-		if !in.handshake(link.Discard) {
+		if !in.handshake(link.Feed) {
 			return
 		}
 	}

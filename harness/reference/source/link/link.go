@@ -202,16 +202,17 @@ func (c *Conn) ReadQuiet(d time.Duration) error {
 	if err := c.bw.Flush(); err != nil {
 		return err
 	}
-	b := make([]byte, 1)
+	b := make([]byte, bufferSize)
 	n, err := q.ReadQuiet(b, d)
-	if n == 1 {
-		c.br.Reset(io.MultiReader(&first{b: b}, source{c}))
-		return nil
+	if n > 0 {
+		c.read += n
+		c.br.Reset(io.MultiReader(&first{b: b[:n]}, source{c}))
+		_, err = c.br.Peek(1)
 	}
 	return err
 }
 
-// first yields one octet.
+// first yields what was read already.
 type first struct{ b []byte }
 
 func (f *first) Read(p []byte) (int, error) {

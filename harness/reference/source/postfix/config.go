@@ -270,6 +270,7 @@ func readService(c *Config, e *entry, ts *tables) *service {
 	}
 	s.relayhost, s.luserRelay = p.str("relayhost"), p.str("luser_relay")
 
+	s.openTables(ts)
 	if !hasRequired(s, s.relay, 0) && !hasRequired(s, s.recipient, 0) {
 		p.die("in parameter smtpd_relay_restrictions or smtpd_recipient_restrictions, specify at least one working instance of: %s or %s",
 			strings.Join(required[:len(required)-1], ", "), required[len(required)-1])
@@ -308,6 +309,22 @@ func restrictions(p *params, stage string) []string {
 		return nil
 	}
 	return ws
+}
+
+// openTables opens the tables that restriction lists name, as a process does
+// when it starts.
+func (s *service) openTables(ts *tables) {
+	lists := [][]string{s.client, s.helo, s.sender, s.relay, s.recipient, s.data, s.eod}
+	for _, l := range s.classes {
+		lists = append(lists, l)
+	}
+	for _, l := range lists {
+		for i, w := range l {
+			if strings.Contains(w, ":") && (i == 0 || !strings.EqualFold(l[i-1], "check_policy_service")) {
+				ts.get(w)
+			}
+		}
+	}
 }
 
 // hasRequired says whether a list has what keeps a host from being an open

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/mailproof/mailproof/harness/reference/source/bug"
+	"github.com/mailproof/mailproof/harness/reference/source/link"
 )
 
 // helloName takes the name of a HELO or EHLO command, however many words it is.
@@ -172,7 +173,7 @@ func (in *session) starttlsCmd(args []token) outcome {
 	in.hasHelo, in.helo = false, ""
 	in.resetMail()
 	in.resetRecipients()
-	if !in.startTLS() {
+	if !in.startTLS(link.Discard) {
 		return gone
 	}
 	return done

@@ -153,7 +153,7 @@ func (in *session) serve() {
 	switch {
 	case bad:
 		in.reply("421 4.3.0 ", in.set.myhostname, " Server local error")
-	case in.set.wrapper && !in.startTLS():
+	case in.set.wrapper && !in.startTLS(link.Feed):
 	default:
 		for in.talk() == greet {
 		}
@@ -282,9 +282,10 @@ func (in *session) broken(l *matchList) bool {
 	return len(trouble) > 0
 }
 
-// startTLS makes the session a TLS session. It is over if that fails.
-func (in *session) startTLS() bool {
-	if err := in.c.StartTLS(in.srv.tls, link.Discard); err != nil {
+// startTLS makes the session a TLS session. It is over if that fails. residue
+// says what becomes of octets that came before.
+func (in *session) startTLS(residue link.Residue) bool {
+	if err := in.c.StartTLS(in.srv.tls, residue); err != nil {
 		what := "-1"
 		switch {
 		case link.IsTimeout(err):
