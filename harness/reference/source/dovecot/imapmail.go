@@ -324,6 +324,7 @@ func (c *mailConn) id(tokens []proto.Token) {
 			said.take(strings.ToLower(p.key), p.value, s.srv.c.series == "2.4")
 		}
 		s.believed = true
+		said.hasSession = false // it is the same session, of another client
 		s.announceID(said)
 		if s.srv.c.series == "2.4" {
 			s.logAs("info", "Logged in")
