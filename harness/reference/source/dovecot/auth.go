@@ -65,7 +65,7 @@ func (s *Server) Authenticate(q Request) Answer {
 	if s.bugs.Has(bug.AnswersLate) {
 		ans.Before += 12 * time.Second
 	}
-	fail := func(db bool, why string) Answer {
+	fail := func(db *passdb, why string) Answer {
 		if set.verbose {
 			s.authLine(set, q, ans.User, db, why)
 		}
@@ -77,7 +77,7 @@ func (s *Server) Authenticate(q Request) Answer {
 		return ans
 	}
 	if why := badUserName(set, q.User); why != "" {
-		ans = fail(false, why)
+		ans = fail(nil, why)
 		ans.User = q.User // as it was given
 		return ans
 	}
@@ -95,33 +95,75 @@ func (s *Server) Authenticate(q Request) Answer {
 		want, known := s.store.Password(master)
 		switch {
 		case !set.masters:
-			return fail(true, "unknown user")
+			return fail(set.first(), "unknown user")
 		case !known:
-			return fail(true, "unknown user")
+			return fail(set.first(), "unknown user")
 		case want != q.Password:
-			return fail(true, "Password mismatch")
+			return fail(set.first(), "Password mismatch")
 		}
 		if set.verbose {
 			s.masterLine(set, q, master, user)
 		}
 		ans.User = strings.ToLower(user)
 		if _, known := s.store.Password(user); !known {
-			return fail(true, "unknown user")
+			return fail(set.first(), "unknown user")
 		}
 		ans.OK = true
 		s.forgive(q, count)
 		return ans
 	}
+	return s.ask(set, q, user, ans, fail, count)
+}
+
+// ask asks one passdb after the other, until one knows the user and the
+// password.
+func (s *Server) ask(set *settings, q Request, user string, ans Answer, fail func(db *passdb, why string) Answer, count int) Answer {
+	for i := range set.passdbs {
+		p := &set.passdbs[i]
+		why := s.refuses(p, q, user)
+		if why == "" {
+			ans.OK = true
+			s.store.Adopt(user)
+			s.forgive(q, count)
+			return ans
+		}
+		if i == len(set.passdbs)-1 {
+			return fail(p, why)
+		}
+		if set.verbose {
+			s.authLine(set, q, ans.User, p, why)
+		}
+	}
+	return fail(&passdb{driver: "auth"}, "no passdbs specified in configuration file")
+}
+
+// refuses says why a passdb does not let somebody in, or "".
+func (s *Server) refuses(p *passdb, q Request, user string) string {
 	want, known := s.store.Password(user)
+	switch p.driver {
+	case "passwd-file":
+	case "static":
+		known, want = true, p.password
+	default: // the source has no accounts anywhere else
+		known = false
+	}
 	switch {
 	case !known:
-		return fail(true, "unknown user")
-	case want != q.Password && !s.bugs.Has(bug.AcceptsAnyPassword):
-		return fail(true, "Password mismatch")
+		return "unknown user"
+	case p.nets != nil && !contains(p.nets, q.RemoteIP):
+		return "allow_nets check failed: IP " + q.RemoteIP.String() + " not in allowed networks"
+	case want != q.Password && !p.noPassword && !s.bugs.Has(bug.AcceptsAnyPassword):
+		return "Password mismatch"
 	}
-	ans.OK = true
-	s.forgive(q, count)
-	return ans
+	return ""
+}
+
+// first is the passdb that is asked first, for what is said in its name.
+func (s *settings) first() *passdb {
+	if len(s.passdbs) == 0 {
+		return &passdb{driver: "auth"}
+	}
+	return &s.passdbs[0]
 }
 
 func badUserName(set *settings, user string) string {
@@ -142,7 +184,7 @@ func badUserName(set *settings, user string) string {
 
 // authLine logs why a try failed. 2.3 writes the passdb or the mechanism
 // first, 2.4 who it was.
-func (s *Server) authLine(set *settings, q Request, user string, db bool, why string) {
+func (s *Server) authLine(set *settings, q Request, user string, db *passdb, why string) {
 	who := "?"
 	if user != "" {
 		who = sanitize(user, 64)
@@ -153,11 +195,8 @@ func (s *Server) authLine(set *settings, q Request, user string, db bool, why st
 	mech := strings.ToLower(q.Mechanism)
 	if s.c.series == "2.4" {
 		name := mech
-		if db {
-			name = set.passdb.name
-			if name == "" {
-				name = set.passdb.driver
-			}
+		if db != nil {
+			name = db.label()
 		}
 		process := "auth(" + who + ",sasl:" + mech + ")"
 		if q.Session != "" {
@@ -170,11 +209,8 @@ func (s *Server) authLine(set *settings, q Request, user string, db bool, why st
 		who += ",<" + q.Session + ">"
 	}
 	name := mech
-	if db {
-		name = set.passdb.driver
-		if set.passdb.name != "" {
-			name = set.passdb.name
-		}
+	if db != nil {
+		name = db.label()
 	}
 	s.write("auth", info, name+"("+who+"): "+why)
 }
@@ -186,7 +222,7 @@ func (s *Server) authService(set *settings, q Request, why string) {
 		return
 	}
 	if s.c.series == "2.3" {
-		s.authLine(set, q, "", false, why)
+		s.authLine(set, q, "", nil, why)
 		return
 	}
 	who := "?,"

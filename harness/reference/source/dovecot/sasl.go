@@ -81,7 +81,7 @@ func (in *session) sasl(mech, initial string, hasInitial bool, ask func(challeng
 	authzid, user, password, ok := Plain(response)
 	if !ok {
 		if in.set.verbose {
-			in.srv.authLine(in.set, Request{Mechanism: mech, RemoteIP: in.authIP(), Session: in.sessionID()}, "", false, "invalid input")
+			in.srv.authLine(in.set, Request{Mechanism: mech, RemoteIP: in.authIP(), Session: in.sessionID()}, "", nil, "invalid input")
 		}
 		return outFailed, "Authentication failed."
 	}

@@ -61,8 +61,8 @@ type settings struct {
 	mechanisms   []string
 	failureDelay time.Duration
 	userChars    string
-	separator    string // auth_master_user_separator
-	passdb       passdb
+	separator    string   // auth_master_user_separator
+	passdbs      []passdb // in the order in which they are asked
 	masters      bool
 	verbose      bool
 	maxUserIP    int
@@ -76,7 +76,55 @@ type settings struct {
 	sieve        string // SIEVE capability
 }
 
-type passdb struct{ name, driver string }
+// passdb is one place where passwords are looked up. The accounts of the source
+// are in its passwd-file; "static" answers for everybody.
+type passdb struct {
+	name, driver string
+	noPassword   bool           // every password is right
+	password     string         // static: everybody's
+	nets         []netip.Prefix // only for clients from there; nil is anywhere
+}
+
+// label is what the log calls it.
+func (p *passdb) label() string {
+	if p.name != "" {
+		return p.name
+	}
+	return p.driver
+}
+
+// readPassdb reads a passdb block.
+func readPassdb(series string, b *block) passdb {
+	driver, _ := b.get("driver")
+	p := passdb{name: b.arg, driver: driver.value}
+	if p.driver == "" && series == "2.4" { // it is taken from the block's name
+		p.driver, _, _ = strings.Cut(b.arg, " ")
+	}
+	set := func(key, value string) {
+		switch key {
+		case "nopassword":
+			p.noPassword = value == "" || yes(value)
+		case "password":
+			p.password = value
+		case "allow_nets":
+			p.nets, _ = networks(strings.Split(value, ","))
+		}
+	}
+	if args, ok := b.get("args"); ok && p.driver == "static" {
+		for _, w := range strings.Fields(args.value) {
+			k, v, _ := strings.Cut(w, "=")
+			set(k, v)
+		}
+	}
+	for _, c := range b.blocks {
+		if c.name == "fields" {
+			for _, s := range c.settings {
+				set(s.key, s.value)
+			}
+		}
+	}
+	return p
+}
 
 // ReadConfig reads the files in order, later values winning. The first error
 // is the one that Dovecot would stop at.
@@ -354,16 +402,10 @@ func (r *reader) settings() (*settings, error) {
 		if b.name != "passdb" {
 			continue
 		}
-		driver, _ := b.get("driver")
-		if driver.value == "" { // 2.4 takes it from the block's name
-			if driver.value, _, _ = strings.Cut(b.arg, " "); r.c.series == "2.3" {
-				driver.value = ""
-			}
-		}
 		if m, ok := b.get("master"); ok && yes(m.value) {
 			s.masters = true
-		} else if s.passdb.driver == "" {
-			s.passdb = passdb{name: b.arg, driver: driver.value}
+		} else {
+			s.passdbs = append(s.passdbs, readPassdb(r.c.series, b))
 		}
 	}
 	if r.c.series == "2.3" {

@@ -66,6 +66,20 @@ func (s *Store) User(name string) *User {
 	return u
 }
 
+// Adopt makes an account of a name that somebody has signed in with, if there
+// is none of it: userdb static has everybody.
+func (s *Store) Adopt(name string) {
+	name = strings.ToLower(name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.users[name] == nil && len(s.users) < MaxUsers {
+		s.users[name] = newUser(name)
+	}
+}
+
+// MaxUsers is how many accounts may come of names that are none.
+const MaxUsers = 1 << 16
+
 // A User is one account.
 type User struct {
 	Name string

@@ -92,7 +92,9 @@ func (in *session) submit(chunked bool) (refused string) {
 // received writes the Received field.
 func (in *session) received(b []byte) []byte {
 	helo, name, addr := in.helo, in.name, in.rfcAddr
+	hide := in.set.hideSession
 	if in.srv.bugs.Has(bug.ReceivedShowsProxy) {
+		hide = false
 		name, addr = in.peerName, in.c.Peer.Addr().String()
 		if in.c.Peer.Addr().Is6() {
 			addr = "IPv6:" + addr
@@ -103,7 +105,7 @@ func (in *session) received(b []byte) []byte {
 	}
 	with, kind := "", ""
 	lead := "Received: "
-	if !in.set.hideSession {
+	if !hide {
 		lead = "\t"
 		b = append(b, "Received: from "+helo+" ("+name+" ["+addr+"])\r\n"...)
 		if in.set.tlsHeader && in.c.Secure() {
