@@ -87,7 +87,7 @@ type Source struct {
 }
 
 // LogDelay is how late lines of the log are with the misbehaviour "log-late".
-const LogDelay = 200 * time.Millisecond
+const LogDelay = 60 * time.Millisecond
 
 // New reads the configuration. An error is what the real servers would say of
 // it, with the file, the line and the setting.

@@ -145,7 +145,7 @@ var bugs = [count]Bug{
 	GreylistsEveryone:    {"greylists-everyone", "Every recipient is refused at the first try, as greylisting does."},
 
 	LogDropsLines: {"log-drops-lines", "Nothing is ever logged."},
-	LogLate:       {"log-late", "Lines appear in the log 200 milliseconds late."},
+	LogLate:       {"log-late", "Lines appear in the log 60 milliseconds late."},
 }
 
 // All lists every misbehaviour.

@@ -220,6 +220,12 @@ func (s *Server) write(program string, pid int, parts ...string) {
 	for _, p := range parts {
 		b = append(b, p...)
 	}
+	for _, c := range b {
+		if c < ' ' || c > '~' {
+			b = []byte(printable(string(b), '?'))
+			break
+		}
+	}
 	s.log.Append(now, b)
 }
 
