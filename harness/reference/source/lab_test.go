@@ -343,3 +343,10 @@ func layer(files ...string) source.Layer {
 }
 
 func newReader(c net.Conn) *bufio.Reader { return bufio.NewReader(c) }
+
+// startOn starts a source on a network of its own, and nothing that ends it.
+func startOn(t testing.TB, src *source.Source) *memnet.Network {
+	n := memnet.New()
+	assert.NilError(t, src.Start(context.Background(), func(at netip.AddrPort) (net.Listener, error) { return n.Listen(at) }))
+	return n
+}
