@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/mailproof/mailproof/fixtures"
@@ -22,9 +23,21 @@ type Bug struct {
 	Says string
 }
 
-// Bugs lists the misbehaviours of the reference servers.
+// The misbehaviours of what stands around a source.
+const (
+	bugNAT          = "address-translation"
+	bugNATAll       = "address-translation-everywhere"
+	bugJoinsRefused = "proxy-joins-refused"
+)
+
+// Bugs lists the misbehaviours of the reference servers, and of the proxy and
+// the network before them.
 func Bugs() []Bug {
-	var out []Bug
+	out := []Bug{
+		{bugNAT, "Connections of the proxy reach the source with the address of a gateway in its network."},
+		{bugNATAll, "Every connection reaches the source with the address of a gateway."},
+		{bugJoinsRefused, "After refused credentials the proxy joins the client to the source."},
+	}
 	for _, b := range source.Bugs() {
 		out = append(out, Bug{b.Name, b.Sentence})
 	}
@@ -67,8 +80,32 @@ func StartReference(ctx context.Context, specs []SourceSpec, withProxy bool) (*R
 	network := memnet.New()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r := &Reference{target: t, cancel: cancel}
+	translated := make(map[netip.Addr]bool) // for the proxy
+	everybody := make(map[netip.Addr]bool)
+	joins := make(map[string]bool)
+	for i, spec := range specs {
+		for _, b := range spec.Bugs {
+			switch b {
+			case bugNAT:
+				at := fixtures.NetworkNamed(fixtures.ProxyNet).Source(i)
+				translated[at.IP4], translated[at.IP6] = true, true
+			case bugNATAll:
+				for _, n := range fixtures.Networks() {
+					at := n.Source(i)
+					everybody[at.IP4], everybody[at.IP6] = true, true
+					translated[at.IP4], translated[at.IP6] = true, true
+				}
+			case bugJoinsRefused:
+				joins[fixtures.Destination(i)] = true
+			}
+		}
+	}
 	for _, h := range fixtures.Hosts() {
-		t.Vantages[h.Vantage] = memVantage{network, h.Pair}
+		v := memVantage{net: network, Pair: h.Pair, gateway: fixtures.NetworkNamed(h.Network).Host(1), translated: everybody}
+		if h.Vantage == run.Proxy {
+			v.translated = translated
+		}
+		t.Vantages[h.Vantage] = v
 	}
 	mapping := make(map[string]string)
 	var up []*run.Source
@@ -91,7 +128,7 @@ func StartReference(ctx context.Context, specs []SourceSpec, withProxy bool) (*R
 	}
 	t.Sources = up
 	if withProxy {
-		if err := r.startProxy(ctx, network, ca, len(specs), mapping); err != nil {
+		if err := r.startProxy(ctx, network, ca, len(specs), mapping, joins); err != nil {
 			return nil, errors.Join(err, r.Close(ctx))
 		}
 		t.Proxy.Roots = ca.Pool()
@@ -121,7 +158,8 @@ func startSource(ctx context.Context, network *memnet.Network, ca *fixtures.Auth
 	for _, a := range pool.All() {
 		passwords[a.Address] = a.Password
 	}
-	cfg := source.Config{Release: spec.Version, Hostname: fixtures.SourceHost(i), Certificate: cert, Bugs: spec.Bugs,
+	bugs := slices.DeleteFunc(slices.Clone(spec.Bugs), func(b string) bool { return b == bugNAT || b == bugNATAll || b == bugJoinsRefused })
+	cfg := source.Config{Release: spec.Version, Hostname: fixtures.SourceHost(i), Certificate: cert, Bugs: bugs,
 		Users: func(user string) (string, bool) { p, ok := passwords[user]; return p, ok }}
 	for _, n := range fixtures.Networks() {
 		cfg.Addrs = append(cfg.Addrs, n.Source(i).IP4, n.Source(i).IP6)
@@ -141,7 +179,7 @@ func startSource(ctx context.Context, network *memnet.Network, ca *fixtures.Auth
 }
 
 // startProxy serves the reference proxy on the lab's network.
-func (r *Reference) startProxy(ctx context.Context, network *memnet.Network, ca *fixtures.Authority, sources int, mapping map[string]string) error {
+func (r *Reference) startProxy(ctx context.Context, network *memnet.Network, ca *fixtures.Authority, sources int, mapping map[string]string, joins map[string]bool) error {
 	const name = "the lab's proxy"
 	cfg, err := proxy.ParseConfig(name, []byte(fixtures.ProxyConfig(sources, "cert = \"unused\"\nkey = \"unused\"", "source = \"inline\"\n[mapping.inline]\n")))
 	if err != nil {
@@ -155,13 +193,14 @@ func (r *Reference) startProxy(ctx context.Context, network *memnet.Network, ca 
 		cfg.Certificates[i].Loaded = &cert
 	}
 	cfg.Mapping.Inline = mapping
-	from, _ := fixtures.HostOf(run.Proxy)
+	vantage := r.target.Vantages[run.Proxy]
 	p, err := proxy.New(cfg, proxy.Options{
 		Roots:  ca.Pool(),
 		Listen: func(at netip.AddrPort) (net.Listener, error) { return network.Listen(at) },
 		Dial: func(ctx context.Context, _ netip.Addr, to netip.AddrPort) (net.Conn, error) {
-			return memnet.Host{Net: network, Addr: from.Of(string(run.FamilyOf(to.Addr())))}.Dial(ctx, to)
+			return vantage.Dial(ctx, to)
 		},
+		JoinsRefused: func(destination string) bool { return joins[destination] },
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -195,12 +234,18 @@ func (r *Reference) Close(context.Context) error {
 type memVantage struct {
 	net *memnet.Network
 	fixtures.Pair
+	gateway    fixtures.Pair
+	translated map[netip.Addr]bool // where the gateway's address arrives instead
 }
 
 func (v memVantage) Addr(f run.Family) netip.Addr { return v.Of(string(f)) }
 
 func (v memVantage) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	return memnet.Host{Net: v.net, Addr: v.Addr(run.FamilyOf(to.Addr()))}.Dial(ctx, to)
+	from := v.Pair
+	if v.translated[to.Addr()] {
+		from = v.gateway
+	}
+	return memnet.Host{Net: v.net, Addr: from.Of(string(run.FamilyOf(to.Addr())))}.Dial(ctx, to)
 }
 
 // ReferenceStarter starts reference labs for [Prove].

@@ -29,10 +29,20 @@ func (r *runner) barrier(ctx context.Context, it *item, kind string) error {
 		err = r.recipientBarrier(ctx, it, l)
 	}
 	if err != nil {
-		return fmt.Errorf("the log of %s proves nothing: %w", it.source.Name, err)
+		err = fmt.Errorf("the log of %s proves nothing: %w", it.source.Name, err)
+		var unseen *unseenLine
+		if errors.As(err, &unseen) && context.Cause(ctx) != nil && !errors.Is(context.Cause(ctx), context.Canceled) {
+			r.setSilent(it.source, err.Error())
+		}
+		return err
 	}
 	return nil
 }
+
+// unseenLine says that a line of ours did not appear in a log.
+type unseenLine struct{ what string }
+
+func (e *unseenLine) Error() string { return e.what + " did not appear in it" }
 
 // loginBarrier signs in over whichever IMAP or POP3 endpoint lets it.
 func (r *runner) loginBarrier(ctx context.Context, it *item, l *witness.Log) error {
@@ -55,7 +65,7 @@ func (r *runner) loginBarrier(ctx context.Context, it *item, l *witness.Log) err
 			_, err = w.Await(ctx, func(rs []witness.Record) bool { return len(rs) > 0 })
 			w.Close()
 			if err != nil {
-				return fmt.Errorf("a sign-in of our own over %s did not appear in it", endpoint)
+				return &unseenLine{"a sign-in of our own over " + endpoint}
 			}
 			return nil
 		}
@@ -152,7 +162,7 @@ func (r *runner) recipientBarrier(ctx context.Context, it *item, l *witness.Log)
 		}
 	}
 	if _, err := w.Await(ctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {
-		return errors.New("a recipient of our own that was refused did not appear in it")
+		return &unseenLine{"a recipient of our own that was refused"}
 	}
 	return nil
 }

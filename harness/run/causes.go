@@ -33,8 +33,10 @@ func causes() []cause {
 		{"DX-28", dp, causeProxyRelays},
 		{"DX-07", dp, causeHelo},
 		{"DX-29", dp, causeConnectionLimit},
+		{"MP-RECIPIENTS", dp, causeRecipients},
 		{"DX-21", dp, causeThrottled},
 		{"DX-08", dp, causeRelayRefused},
+		{"MP-NOT-DELIVERED", dp, causeNotDelivered},
 		{"MP-BACKSCATTER", dp, causeBackscatter},
 		{"MP-SIZE", dp, causeSize},
 		{"MP-8BIT", dp, causeEightBit},
@@ -48,11 +50,15 @@ func causes() []cause {
 
 // dovecotChange sets a setting of Dovecot where it stands now, or in local.conf.
 func (o *observations) dovecotChange(name, value, because string) result.Change {
-	file, line, found := o.setting("dovecot", name)
-	if file == "" {
-		file = "/etc/dovecot/local.conf"
+	at := o.locate("dovecot", name)
+	if at.file == "" {
+		at.file = "/etc/dovecot/local.conf"
 	}
-	return result.Change{File: file, Line: line, Setting: name, Found: found, Text: strings.TrimRight(name+" = "+value, " "),
+	text := strings.TrimRight(name+" = "+value, " ")
+	for _, b := range slices.Backward(at.blocks) {
+		text = b + " {\n  " + strings.ReplaceAll(text, "\n", "\n  ") + "\n}"
+	}
+	return result.Change{File: at.file, Line: at.line, Setting: name, Found: at.value, Text: text,
 		Because: because, Layer: "dovecot/99-remedy.conf"}
 }
 
@@ -97,6 +103,15 @@ func (o *observations) service(endpoint string) string {
 		return "submissions/inet"
 	}
 	return "smtps/inet"
+}
+
+// smtpChange sets a setting for port 25: in main.cf, or where master.cf
+// overrides it there.
+func (o *observations) smtpChange(name, value, because string) result.Change {
+	if _, ok := o.inForce("postconf -P", "smtp/inet/"+name); ok {
+		return o.serviceChange("smtp", name, value, because)
+	}
+	return o.mainChange(name, value, because)
 }
 
 const (
@@ -269,11 +284,7 @@ func causeHaproxy(o *observations) *result.Diagnosis {
 			break
 		}
 	}
-	early := o.find(query{any: []string{"at=greeting"}, facts: nil})
-	early = slices.DeleteFunc(early, func(r *result.Result) bool {
-		return !hasFact(r, "tls=closed") && !hasFact(r, "tls=timeout") && !hasFact(r, "tls=failed") && !hasFact(r, "tls=not-tls") &&
-			!hasFact(r, "reply=none") && !hasFact(r, "reply=closed") && !hasFact(r, "~Server local error")
-	})
+	early := o.find(query{facts: []string{"at=greeting"}, any: []string{"tls=closed", "tls=timeout", "tls=failed", "tls=not-tls", "reply=none", "reply=closed", "~Server local error"}})
 	if len(early) == 0 || conf == "" && !o.has(query{any: []string{"~Server local error"}}) && len(factValues(early, "reply")) == 0 {
 		return nil
 	}
@@ -305,7 +316,7 @@ func causeHaproxy(o *observations) *result.Diagnosis {
 }
 
 func causeTLS(o *observations) *result.Diagnosis {
-	starttls := o.find(query{any: []string{"at=STARTTLS", "at=STLS"}})
+	starttls := concat(o.find(query{facts: []string{"at=STARTTLS", "reply="}}), o.find(query{facts: []string{"at=STLS", "reply="}}))
 	handshake := o.find(query{any: []string{"tls="}})
 	all := concat(starttls, handshake)
 	if len(all) == 0 {
@@ -348,10 +359,7 @@ func causeTLS(o *observations) *result.Diagnosis {
 }
 
 func causeNoPlain(o *observations) *result.Diagnosis {
-	auth := o.find(query{any: []string{"at=AUTH", "at=AUTHENTICATE", "missing=250 AUTH"}})
-	auth = slices.DeleteFunc(auth, func(r *result.Result) bool {
-		return !hasFact(r, "~mechanism") && !hasFact(r, "~not enabled") && !hasFact(r, "~not supported") && !hasFact(r, "missing=250 AUTH")
-	})
+	auth := concat(o.find(query{facts: []string{"at=AUTH"}, any: []string{"~mechanism", "~not enabled", "~not supported"}}), o.find(query{any: []string{"missing=250 AUTH"}}))
 	if len(auth) == 0 {
 		return nil
 	}
@@ -371,7 +379,7 @@ func causeNoPlain(o *observations) *result.Diagnosis {
 }
 
 func causeAnyPassword(o *observations) *result.Diagnosis {
-	open := o.find(query{ids: "lifecycle.sign-in-* client-address.failed-* imap-id.after-failed-login proxy.closes-*", any: []string{"reply=b1 OK", "reply=a1 OK", "reply=+OK", "reply=OK", "reply=235"}})
+	open := o.find(query{ids: "lifecycle.sign-in-* client-address.failed-* imap-id.after-failed-login proxy.closes-*", facts: []string{"at=AUTH"}, any: []string{"reply=b1 OK", "reply=a1 OK", "reply=+OK", "reply=OK", "reply=235"}})
 	if len(open) == 0 {
 		return nil
 	}
@@ -386,7 +394,7 @@ func causeAnyPassword(o *observations) *result.Diagnosis {
 }
 
 func causeSlow(o *observations) *result.Diagnosis {
-	late := o.find(query{any: []string{"at=AUTH", "at=AUTHENTICATE"}, facts: []string{"reply=none"}})
+	late := o.find(query{facts: []string{"at=AUTH", "reply=none"}})
 	if len(late) == 0 {
 		return nil
 	}
@@ -415,15 +423,17 @@ func causeSlow(o *observations) *result.Diagnosis {
 }
 
 // wide lists what shows that others than the proxy are trusted.
-var wide = []string{"recorded:rip=forged", "recorded:client=forged", "recorded:session=", "present=+OK [XCLIENT", `present="XCLIENT`, "present=250 XCLIENT", "at=XCLIENT"}
+func wide() []string {
+	return []string{"recorded:rip=forged", "recorded:client=forged", "recorded:session=", "present=+OK [XCLIENT", `present="XCLIENT`, "present=250 XCLIENT", "reply=220", "reply=OK \"Updated"}
+}
 
 func causeTrustTooWide(o *observations) *result.Diagnosis {
-	neighbour := o.find(query{ids: "trust.*-neighbour", any: wide})
-	stranger := o.find(query{ids: "trust.*-stranger trust.*-client", any: wide})
+	neighbour := o.find(query{ids: "trust.*-neighbour", any: wide()})
+	stranger := o.find(query{ids: "trust.*-stranger trust.*-client", any: wide()})
 	if len(neighbour)+len(stranger) == 0 {
 		return nil
 	}
-	follow := o.find(query{ids: "trust.*-new-server", any: wide})
+	follow := o.find(query{ids: "trust.*-new-server", any: wide()})
 	follow = concat(follow, o.find(query{ids: "trust.cleartext-refused"}))
 	// A trust that includes the announced clients lets them announce again.
 	follow = concat(follow, o.find(query{ids: "xclient.only-once", any: []string{"present=250 XCLIENT", "reply=220", "at=XCLIENT"}}))
@@ -475,7 +485,7 @@ func (o *observations) exactTrust(dovecot bool, postfix []string) []result.Chang
 }
 
 func causeTrustNewServer(o *observations) *result.Diagnosis {
-	relay := o.find(query{ids: "trust.*-new-server", any: wide})
+	relay := o.find(query{ids: "trust.*-new-server", any: wide()})
 	if len(relay) == 0 {
 		return nil
 	}
@@ -740,7 +750,7 @@ func causeConnectionLimit(o *observations) *result.Diagnosis {
 }
 
 func causeThrottled(o *observations) *result.Diagnosis {
-	many := o.find(query{any: []string{"~too much mail", "~too many connections", "~Rate limit", "~rate limit", "~too many recipients", "~connection rate"}})
+	many := o.find(query{any: []string{"~too much mail", "~too many connections", "~Rate limit", "~connection rate"}})
 	if len(many) == 0 {
 		return nil
 	}
@@ -751,8 +761,56 @@ func causeThrottled(o *observations) *result.Diagnosis {
 		DiscriminatedBy: []string{observed(many, "the source refused for the amount: "+listed(factValues(many, "reply"))), "the first messages were accepted"},
 		Alternatives:    []string{"DX-08, greylisting or a rule: it would have refused the first message"},
 		Remedy: remedy("Exempt the new server from the limits.",
-			o.mainChange("smtpd_client_event_limit_exceptions", "$mynetworks "+strings.Join(bracketed(o.addresses(Relay)), " "), "")),
+			o.smtpChange("smtpd_client_event_limit_exceptions", "$mynetworks,"+strings.Join(bracketed(o.addresses(Relay)), ","), "")),
 	}
+}
+
+func causeRecipients(o *observations) *result.Diagnosis {
+	many := o.find(query{any: []string{"~too many recipients"}})
+	if len(many) == 0 {
+		return nil
+	}
+	d := &result.Diagnosis{
+		Title:           "the source takes only few recipients with one message",
+		Means:           "A message to several people who have not moved is split and delayed, or bounces for some of them.",
+		Results:         keys(many),
+		DiscriminatedBy: []string{observed(many, "a further recipient of the same message was refused: "+listed(factValues(many, "reply"))), "the first recipient was accepted"},
+		Alternatives:    []string{"DX-21, an amount of messages: the first message was refused in part"},
+		Remedy:          remedy("Let one message have as many recipients as Postfix takes by default.", o.smtpChange("smtpd_recipient_limit", "1000", "")),
+	}
+	if v, ok := o.inForce("postconf -n", "smtpd_recipient_limit"); ok {
+		d.DiscriminatedBy = append(d.DiscriminatedBy, "smtpd_recipient_limit is "+v)
+	}
+	return d
+}
+
+func causeNotDelivered(o *observations) *result.Diagnosis {
+	lost := o.find(query{facts: []string{"record=missing", "kind=message"}})
+	deferred := o.find(query{any: []string{"recorded:status=deferred", "recorded:status=bounced"}})
+	if len(lost)+len(deferred) == 0 {
+		return nil
+	}
+	d := &result.Diagnosis{
+		Title:        "mail is accepted and does not reach the mailbox",
+		Means:        "Postfix takes the message and cannot hand it over to Dovecot. It stays in the queue, or comes back as a bounce after days.",
+		Results:      keys(lost, deferred),
+		Alternatives: []string{"DX-08, a refusal: the message was accepted"},
+	}
+	if len(lost) > 0 {
+		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(lost, "no mailbox of the account has the message"))
+	}
+	if len(deferred) > 0 {
+		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(deferred, "Postfix says: "+listed(factValues(deferred, "recorded:status"))))
+	}
+	v, _ := o.inForce("postconf -n", "virtual_transport")
+	if v == "" {
+		d.Remedy = remedy("Look at the status= of the queue entry in the mail log (postqueue -p), and mend the delivery to Dovecot.")
+		return d
+	}
+	d.DiscriminatedBy = append(d.DiscriminatedBy, "virtual_transport is "+v)
+	d.Remedy = remedy("Let virtual_transport name the socket that Dovecot's lmtp service listens on.",
+		o.mainChange("virtual_transport", "lmtp:unix:private/dovecot-lmtp", "service lmtp { unix_listener /var/spool/postfix/private/dovecot-lmtp } in Dovecot"))
+	return d
 }
 
 func causeRelayRefused(o *observations) *result.Diagnosis {
@@ -801,7 +859,7 @@ func causeBackscatter(o *observations) *result.Diagnosis {
 		DiscriminatedBy: []string{observed(taken, "a recipient that does not exist was accepted")},
 		Alternatives:    []string{"a catch-all that is meant: then the mail is delivered, and this finding can be excluded"},
 	}
-	changes := []result.Change{o.mainChange("smtpd_reject_unlisted_recipient", "yes", "unknown recipients are refused when they are named")}
+	changes := []result.Change{o.smtpChange("smtpd_reject_unlisted_recipient", "yes", "unknown recipients are refused when they are named")}
 	if v, ok := o.inForce("postconf -n", "virtual_alias_maps"); ok && strings.Contains(v, "@"+o.src.Domain) {
 		changes = append(changes, o.mainChange("virtual_alias_maps", "", "it catches every address of the domain"))
 	}

@@ -37,6 +37,8 @@ func Codes() []Code {
 		{"MP-ID-HIDDEN", "every IMAP user appears under the proxy's address", "the greeting does not list ID (imap_capability)", "an ID is honoured all the same"},
 		{"MP-XCLIENT-BY-NAME", "a client can announce itself again after the proxy did", "smtpd_authorized_xclient_hosts names the proxy by host name", "a second announcement is taken, and strangers are refused"},
 		{"MP-XCLIENT-25", "XCLIENT is offered on port 25", "smtpd_authorized_xclient_hosts is set for all services", "EHLO on port 25 lists it"},
+		{"MP-RECIPIENTS", "mail to several people arrives in parts, or bounces for some", "smtpd_recipient_limit is low", "a further recipient of the same message is refused for the number"},
+		{"MP-NOT-DELIVERED", "mail is accepted and never arrives", "virtual_transport does not reach Dovecot", "Postfix accepted the message, and no mailbox has it"},
 		{"MP-OPEN-RELAY", "strangers can send mail to anywhere", "mynetworks or smtpd_relay_restrictions let everybody relay", "a stranger's recipient elsewhere is accepted"},
 		{"MP-BACKSCATTER", "bounces to innocent people", "unknown recipients are accepted first and bounced later", "a recipient that does not exist is accepted"},
 		{"MP-SIZE", "large messages bounce", "message_size_limit is below the new server's", "a large SIZE is refused"},

@@ -105,8 +105,8 @@ type query struct {
 	ids      string // globs, separated by spaces; empty for all
 	endpoint string // names, separated by spaces; empty for all
 	family   string
-	facts    []string // each must begin some fact of some finding
-	any      []string // one of these must
+	facts    []string // of one finding: each must begin some fact
+	any      []string // of the same finding: one of these must
 	verdict  result.Verdict
 	taken    bool // also those that are explained already
 }
@@ -127,22 +127,21 @@ func (o *observations) find(q query) []*result.Result {
 			q.family != "" && r.Facet.Family != q.family:
 			continue
 		}
-		ok := true
-		for _, f := range q.facts {
-			ok = ok && hasFact(r, f)
-		}
-		if len(q.any) > 0 {
-			some := false
-			for _, f := range q.any {
-				some = some || hasFact(r, f)
-			}
-			ok = ok && some
-		}
-		if ok {
+		if len(q.facts)+len(q.any) == 0 || slices.ContainsFunc(r.Findings, func(f result.Finding) bool { return q.finding(f) }) {
 			out = append(out, r)
 		}
 	}
 	return out
+}
+
+// finding says whether one finding has the facts.
+func (q query) finding(f result.Finding) bool {
+	for _, want := range q.facts {
+		if !findingHas(f, want) {
+			return false
+		}
+	}
+	return len(q.any) == 0 || slices.ContainsFunc(q.any, func(want string) bool { return findingHas(f, want) })
 }
 
 func (o *observations) has(q query) bool { return len(o.find(q)) > 0 }
@@ -156,19 +155,22 @@ func globs(patterns, id string) bool {
 	return false
 }
 
-// hasFact says whether some finding has a fact that begins as given. A "~"
-// in front looks for the words anywhere in a reply.
+// hasFact says whether some finding of a result has a fact; see [findingHas].
 func hasFact(r *result.Result, want string) bool {
+	return slices.ContainsFunc(r.Findings, func(f result.Finding) bool { return findingHas(f, want) })
+}
+
+// findingHas says whether a finding has a fact that begins as given. A "~" in
+// front looks for the words anywhere in a reply.
+func findingHas(f result.Finding, want string) bool {
 	words, anywhere := strings.CutPrefix(want, "~")
-	for i := range r.Findings {
-		for _, f := range r.Findings[i].Facts {
-			if anywhere {
-				if strings.HasPrefix(f, "reply=") && strings.Contains(strings.ToLower(f), strings.ToLower(words)) {
-					return true
-				}
-			} else if strings.HasPrefix(f, want) {
+	for _, fact := range f.Facts {
+		if anywhere {
+			if strings.HasPrefix(fact, "reply=") && strings.Contains(strings.ToLower(fact), strings.ToLower(words)) {
 				return true
 			}
+		} else if strings.HasPrefix(fact, want) {
+			return true
 		}
 	}
 	return false
@@ -256,29 +258,58 @@ func (o *observations) files() []ConfigFile {
 // setting finds where a setting stands last in the files that can be edited,
 // and what it is there. Dovecot and Postfix both let the last one win.
 func (o *observations) setting(area, name string) (file string, line int, value string) {
+	at := o.locate(area, name)
+	return at.file, at.line, at.value
+}
+
+// A place is where a setting stands, and the blocks around it, outermost first.
+type place struct {
+	file   string
+	line   int
+	value  string
+	blocks []string
+}
+
+func (o *observations) locate(area, name string) place {
 	form := regexp.MustCompile(`^\s*` + regexp.QuoteMeta(name) + `\s*=\s*(.*?)\s*$`)
+	var found place
 	for _, f := range o.files() {
 		if f.Command || !strings.Contains(f.Path, area) {
 			continue
 		}
+		var blocks []string
 		for i, text := range strings.Split(f.Text, "\n") {
-			if m := form.FindStringSubmatch(text); m != nil {
-				file, line, value = f.Path, i+1, m[1]
+			text = strings.TrimSpace(text)
+			switch {
+			case strings.HasPrefix(text, "#"):
+			case strings.HasSuffix(text, "{"):
+				blocks = append(blocks, strings.TrimSpace(strings.TrimSuffix(text, "{")))
+			case text == "}" && len(blocks) > 0:
+				blocks = blocks[:len(blocks)-1]
+			default:
+				if m := form.FindStringSubmatch(text); m != nil {
+					found = place{f.Path, i + 1, m[1], slices.Clone(blocks)}
+				}
 			}
 		}
 	}
-	return file, line, value
+	return found
 }
 
-// inForce is a setting's value as the server's own command prints it.
+// inForce is a setting's value as the server's own command prints it, or as its
+// files have it where no command can be asked.
 func (o *observations) inForce(command, name string) (string, bool) {
-	form := regexp.MustCompile(`(?m)^\s*` + regexp.QuoteMeta(name) + `\s*=\s*(.*?)\s*$`)
+	form := regexp.MustCompile(`(?m)^[ \t]*` + regexp.QuoteMeta(name) + `[ \t]*=[ \t]*(.*?)[ \t]*$`)
 	for _, f := range o.files() {
 		if f.Command && strings.HasPrefix(f.Path, command) {
 			if m := form.FindStringSubmatch(f.Text); m != nil {
 				return m[1], true
 			}
 		}
+	}
+	area := map[string]string{"postconf -n": "main.cf", "postconf -P": "master.cf", "doveconf -n": "dovecot"}[command]
+	if file, _, value := o.setting(area, name); file != "" {
+		return value, true
 	}
 	return "", false
 }

@@ -39,6 +39,10 @@ type execution struct {
 	conns map[string]*session
 	watch map[*script.Witness]*watching
 	fault *Fault
+	// sends counts what was sent; flushed is the count at which the source's
+	// log was last seen to be complete. While they agree, a record that is
+	// missing stays missing.
+	sends, flushed int
 }
 
 // A session is one open connection of an execution.
@@ -435,6 +439,7 @@ func (x *execution) send(st *script.Send) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", st.Pos, err)
 	}
+	x.sends++
 	if st.Raw {
 		name := st.Text.Refs()[0].Args[0]
 		shown = fmt.Sprintf("[%d octets of %s]", len(actual), name)

@@ -28,7 +28,7 @@ func wrongReply(protocol string) string {
 	case "pop3":
 		return "+WRONG this is a wire defect of the kill matrix"
 	case "managesieve":
-		return `BAD "this is a wire defect of the kill matrix"`
+		return `BYE "this is a wire defect of the kill matrix"`
 	}
 	return "399 this is a wire defect of the kill matrix"
 }

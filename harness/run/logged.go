@@ -43,7 +43,14 @@ func (x *execution) logged(st *script.Witness) error {
 	ctx, cancel := context.WithTimeout(x.ctx, limit)
 	defer cancel()
 
-	rs, err := wg.w.Await(withGrace(ctx, x.r.opts.grace()), j.satisfied)
+	grace := x.r.opts.grace()
+	if x.sends > 0 && x.flushed == x.sends {
+		grace = 0
+	}
+	rs, err := wg.w.Await(withGrace(ctx, grace), j.satisfied)
+	if why := x.r.silent(x.item.source); why != "" && !j.satisfied(rs) {
+		return &openClaim{why}
+	}
 	if err != nil && ctx.Err() == nil && x.r.logErr(x.item.source) == nil {
 		rs, err = x.afterBarrier(ctx, wg, j)
 	}
@@ -61,7 +68,7 @@ func (x *execution) logged(st *script.Witness) error {
 }
 
 // grace is how long a record may take before the barrier is asked.
-func (o *Options) grace() time.Duration { return 150 * time.Millisecond }
+func (o *Options) grace() time.Duration { return o.Deadlines.Witness / 100 }
 
 // withGrace bounds the first wait; it needs no cancel of its own because it
 // ends by itself within the grace.
@@ -74,34 +81,27 @@ func withGrace(ctx context.Context, d time.Duration) context.Context {
 // afterBarrier waits for the record while lines of our own are being caused,
 // twice in a row, through the same log.
 func (x *execution) afterBarrier(ctx context.Context, wg *watching, j *judgement) ([]witness.Record, error) {
-	for pass := 0; pass < 2; pass++ {
+	for pass := 0; pass < 2 && x.flushed != x.sends; pass++ {
 		bctx, cancel := context.WithCancel(ctx)
+		until, asked := context.WithCancel(ctx)
 		done := make(chan error, 1)
-		go func() { done <- x.r.barrier(bctx, x.item, j.st.Kind) }()
-		rs, err := wg.w.Await(bctx, func(rs []witness.Record) bool {
-			if j.satisfied(rs) {
-				return true
-			}
-			select {
-			case berr := <-done:
-				done <- berr
-				return true
-			default:
-				return false
-			}
-		})
-		_ = err
+		go func() {
+			done <- x.r.barrier(bctx, x.item, j.st.Kind)
+			asked()
+		}()
+		rs, _ := wg.w.Await(until, j.satisfied)
 		if j.satisfied(rs) {
 			cancel()
 			<-done
 			return rs, nil
 		}
-		berr := <-done
+		err := <-done
 		cancel()
-		if berr != nil {
-			return rs, &openClaim{berr.Error()}
+		if err != nil {
+			return rs, &openClaim{err.Error()}
 		}
 	}
+	x.flushed = x.sends
 	// A message that is still on its way is no missing record.
 	rs, err := wg.w.Await(ctx, func(rs []witness.Record) bool { return j.satisfied(rs) || !j.growing(rs) })
 	return rs, err

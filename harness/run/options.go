@@ -78,13 +78,16 @@ func (o Options) withDefaults(kind string) Options {
 	}
 	if o.Deadlines == (wire.Deadlines{}) {
 		o.Deadlines = wire.Lab()
+		if kind == "reference" {
+			// Nothing is on its way there that a loaded machine could hold up long.
+			o.Deadlines.Witness, o.Deadlines.Close = 4*time.Second, 2*time.Second
+		}
 	}
 	if o.Jobs <= 0 {
-		// Real servers make scenarios wait, and waits overlap; the reference
-		// lab only computes.
+		// Scenarios wait, most of all those that fail, and waits overlap.
 		o.Jobs = 32
 		if kind == "reference" {
-			o.Jobs = 2 * runtime.GOMAXPROCS(0)
+			o.Jobs = 8 * runtime.GOMAXPROCS(0)
 		}
 	}
 	return o

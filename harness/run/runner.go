@@ -38,6 +38,9 @@ type runner struct {
 
 	upMu sync.Mutex
 	isUp map[*Source]bool
+
+	deadMu sync.Mutex
+	dead   map[*Source]string // why a log proves nothing, once that was seen
 }
 
 // HashMismatch says that the plan is not the one that was approved.
@@ -61,7 +64,7 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 	}
 	r := &runner{target: t, opts: o, plan: plan, seed: o.Seed,
 		logs: make(map[*Source]*witness.Log), logWhy: make(map[*Source]string),
-		alone: make(map[*Source]*sync.RWMutex), isUp: make(map[*Source]bool)}
+		alone: make(map[*Source]*sync.RWMutex), isUp: make(map[*Source]bool), dead: make(map[*Source]string)}
 	if r.seed == "" {
 		r.seed = drawSeed()
 	}
@@ -345,6 +348,21 @@ func (r *runner) logErr(s *Source) error {
 		return l.Err()
 	}
 	return nil
+}
+
+// silent says why a source's log proves nothing, once its barrier has failed.
+// A log that did not show a line of ours in time is not asked again: every
+// claim that rests on it would wait as long for the same answer.
+func (r *runner) silent(s *Source) string {
+	r.deadMu.Lock()
+	defer r.deadMu.Unlock()
+	return r.dead[s]
+}
+
+func (r *runner) setSilent(s *Source, why string) {
+	r.deadMu.Lock()
+	defer r.deadMu.Unlock()
+	r.dead[s] = why
 }
 
 // up says whether any declared endpoint of a source accepts a connection. It

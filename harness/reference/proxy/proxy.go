@@ -32,6 +32,10 @@ type Options struct {
 	Roots *x509.CertPool
 	// Log takes one line, without its end. It is called by many goroutines.
 	Log func(line string)
+	// JoinsRefused says for which destinations clients are joined to the source
+	// although it refused their credentials, as version 1.0.0 of the guide's
+	// proxy joins them. It exists so that this can be shown to be noticed.
+	JoinsRefused func(destination string) bool
 }
 
 // Bound is where a listener is bound.

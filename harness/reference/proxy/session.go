@@ -348,6 +348,11 @@ func (s *session) signIn(d dialogue, c credentials) {
 		if src.dest.HideAuthErrors {
 			reply = d.hidden(reply)
 		}
+		if f := s.p.opt.JoinsRefused; f != nil && f(src.dest.Name) {
+			s.client.say(reply)
+			s.join(src)
+			return
+		}
 		// The source may still listen to whoever speaks on this connection,
 		// and trusts it: nothing of the client's must follow.
 		s.closeSource()
