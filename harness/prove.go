@@ -28,7 +28,11 @@ type ProveOptions struct {
 	// Batch is how many sources one lab holds at a time.
 	Batch int
 	// Faults injects wire defects at every reply (reference lab only).
-	Faults   bool
+	Faults bool
+	// Narrow runs a scenario that a defect is not about at one facet of the
+	// defective source, and those that it is about at all: on real servers the
+	// difference is minutes.
+	Narrow   bool
 	Progress func(string)
 }
 
@@ -186,8 +190,11 @@ type prover struct {
 // A trial is one source to be run, and what becomes of its results.
 type trial struct {
 	spec SourceSpec
-	then func(*result.Run, []result.Result)
-	fail func(why string)
+	// about says which scenarios are run at all facets in spite of Narrow; nil
+	// for all of them.
+	about func(*script.Scenario) bool
+	then  func(*result.Run, []result.Result)
+	fail  func(why string)
 }
 
 // Prove runs the scenarios against good targets, against every defect, and
@@ -272,7 +279,14 @@ func (p *prover) batch(ctx context.Context, ts []trial) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, end(context.WithoutCancel(ctx))) }()
-	found, err := run.Run(ctx, target, p.o.Run)
+	o := p.o.Run
+	if p.o.Narrow {
+		o.OneFacet = func(source string, s *script.Scenario) bool {
+			i := slices.IndexFunc(ts, func(t trial) bool { return t.spec.Name == source })
+			return i >= 0 && ts[i].about != nil && !ts[i].about(s)
+		}
+	}
+	found, err := run.Run(ctx, target, o)
 	if err != nil {
 		return err
 	}
@@ -407,6 +421,9 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 				also = append(also, a.ID)
 			}
 			ts = append(ts, trial{spec: spec,
+				about: func(s *script.Scenario) bool {
+					return slices.ContainsFunc(s.Requirements, func(id string) bool { return slices.Contains(d.Kills, id) || slices.Contains(also, id) })
+				},
 				then: func(found *result.Run, rs []result.Result) {
 					p.judgeDefect(row, d.Name, also, found, spec, rs)
 					if t, ok := p.remedyTrial(row, spec, found, rs); ok {
@@ -533,7 +550,12 @@ func (p *prover) remedyTrial(row *DefectRow, spec SourceSpec, found *result.Run,
 		row.Remedy = "no remedy names a setting"
 		return trial{}, false
 	}
+	failed := make(map[string]bool)
+	for i := range rs {
+		failed[rs[i].ID] = failed[rs[i].ID] || rs[i].Verdict == result.Fail
+	}
 	return trial{spec: cured,
+		about: func(s *script.Scenario) bool { return failed[s.ID] },
 		then: func(_ *result.Run, rs []result.Result) {
 			var left []string
 			for i := range rs {
@@ -579,7 +601,7 @@ func (p *prover) faults(ctx context.Context) (err error) {
 				o := p.o.Run
 				o.Scenarios, o.Select, o.Repeat = []*script.Scenario{s}, nil, 1
 				o.Fault = &run.Fault{At: at.Pos.String(), Kind: kind}
-				o.OneFacet = true
+				o.OneFacet = func(string, *script.Scenario) bool { return true }
 				found, err := run.Run(ctx, target, o)
 				if err != nil {
 					return err

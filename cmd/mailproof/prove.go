@@ -55,7 +55,7 @@ func (c *proveCmd) Run(ctx context.Context, con *console) error {
 		if err := engineAnswers(ctx); err != nil {
 			return fmt.Errorf("no container engine answers: %w (`mailproof doctor` says what would help)", err)
 		}
-		o.Start, o.Batch = dockerStarter(progress), 16
+		o.Start, o.Batch, o.Narrow = dockerStarter(progress), 16, true
 	}
 	m, err := harness.Prove(ctx, o)
 	if err != nil {

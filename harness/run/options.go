@@ -33,10 +33,11 @@ type Options struct {
 	Deadlines wire.Deadlines
 	// Shape is how every connection writes, unless the scenario says otherwise.
 	Shape wire.Shape
-	// Fault is injected by the kill matrix, and OneFacet runs each scenario at
-	// one facet alone, with STARTTLS where it can.
-	Fault    *Fault
-	OneFacet bool
+	// Fault is injected by the kill matrix.
+	Fault *Fault
+	// OneFacet says which scenarios run at one facet alone, with STARTTLS where
+	// they can, at the source of that name. Nil runs all facets.
+	OneFacet func(source string, s *script.Scenario) bool
 	// Seed makes the tokens of a run reproducible; empty draws one.
 	Seed string
 	// Observer is told of each result as it is there, from one goroutine at a time.

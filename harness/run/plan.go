@@ -153,7 +153,7 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 				continue
 			}
 			items := expand(t, src, s, o)
-			if o.OneFacet {
+			if o.OneFacet != nil && o.OneFacet(src.Name, s) {
 				items = oneFacet(items)
 			}
 			if len(items) == 0 {

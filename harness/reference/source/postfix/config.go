@@ -51,7 +51,6 @@ type service struct {
 	errors  []string   // what its processes log when they start
 
 	myhostname, banner, mailName string
-	greeting                     string
 	myorigin                     string
 	inet4, inet6                 bool
 
