@@ -57,6 +57,9 @@ func (c *planCmd) Run(ctx context.Context, con *console) error {
 	if err != nil {
 		return selectionStatus(err, con.err)
 	}
+	if err := approved(p, o.Approve); err != nil {
+		return usageError{err}
+	}
 	if c.JSON {
 		return printJSON(con.out, p)
 	}
@@ -169,7 +172,7 @@ func (c *runCmd) Run(ctx context.Context, con *console) error {
 	if chosen.byUs && chosen.lab == "reference" && found.Exit == result.ExitOK {
 		found.Exit = result.ExitUnjudged
 	}
-	return c.finish(con, show, found)
+	return c.finish(ctx, con, show, found)
 }
 
 // consoleOptions asks where people read what it can show.
@@ -189,40 +192,58 @@ func approved(p *run.Plan, hash string) error {
 }
 
 // notStarted reports a lab that did not start: nothing was judged, and the
-// reports say why.
+// reports say why. A start that was interrupted is no problem of the lab's.
 func (c *runCmd) notStarted(ctx context.Context, con *console, show *reports.Console, t *harness.Target, plan *run.Plan, began time.Time, err error) error {
-	found := run.Unstarted(t, plan, tool(), began, labProblem(t.Kind, err))
-	if ctx.Err() != nil {
-		found.Exit = result.ExitInterrupted
+	problems := []result.Problem{labProblem(t.Kind, err)}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		problems = []result.Problem{}
 	}
-	return c.finish(con, show, found)
+	found := run.Unstarted(t, plan, tool(), began, problems...)
+	if ctx.Err() != nil {
+		for i := range found.Results {
+			if r := &found.Results[i]; r.Verdict == result.Error {
+				r.Reason = "interrupted"
+			}
+		}
+	}
+	return c.finish(ctx, con, show, found)
 }
 
 // finish writes every report and returns the run's status. A report that
 // cannot be written is told, and does not keep the others from being written.
-func (c *runCmd) finish(con *console, show *reports.Console, found *result.Run) error {
-	failed := []error{show.End(found)}
-	if c.JSON == "-" {
-		if err := reports.WriteJSON(con.out, found); err != nil {
-			failed = append(failed, fmt.Errorf("--json -: %w", err))
-		}
-	} else if c.JSON != "" {
-		failed = append(failed, reports.WriteFile(c.JSON, func(w io.Writer) error { return reports.WriteJSON(w, found) }))
+// The status that the reports name is the process's own: where a report that
+// cannot be written, or a signal that came while they were, changes it, those
+// that could be written are written again.
+func (c *runCmd) finish(ctx context.Context, con *console, show *reports.Console, found *result.Run) error {
+	if ctx.Err() != nil {
+		found.Exit = result.ExitInterrupted
 	}
-	for _, r := range []struct {
-		path  string
-		write func(io.Writer, *result.Run) error
-	}{{c.JUnit, writeJUnit}, {c.HTML, reports.WriteHTML}, {c.Markdown, reports.WriteMarkdown}} {
-		if r.path != "" {
-			failed = append(failed, reports.WriteFile(r.path, func(w io.Writer) error { return r.write(w, found) }))
-		}
+	err := errors.Join(show.End(found), c.files(found, false))
+	before := found.Exit
+	switch {
+	case ctx.Err() != nil:
+		found.Exit = result.ExitInterrupted
+	case err != nil && found.Exit == result.ExitOK:
+		found.Exit = result.ExitUnjudged
+	}
+	if found.Exit != before {
+		// What cannot be written was told already.
+		_ = c.files(found, true)
 	}
 	code := found.Exit
-	if err := errors.Join(failed...); err != nil {
-		fmt.Fprintf(con.err, "mailproof: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nmailproof: "))
-		if code == result.ExitOK {
-			code = result.ExitUnjudged
+	if c.JSON == "-" {
+		if werr := reports.WriteJSON(con.out, found); werr != nil {
+			err = errors.Join(err, fmt.Errorf("--json -: %w", werr))
+			if code == result.ExitOK {
+				code = result.ExitUnjudged
+			}
 		}
+	}
+	if err != nil {
+		fmt.Fprintf(con.err, "mailproof: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nmailproof: "))
+	}
+	if code != before {
+		fmt.Fprintf(con.err, "mailproof: exit status %d\n", code)
 	}
 	if code == result.ExitOK {
 		return nil
@@ -230,6 +251,21 @@ func (c *runCmd) finish(con *console, show *reports.Console, found *result.Run) 
 	return exitError{code}
 }
 
-func writeJUnit(w io.Writer, found *result.Run) error {
-	return reports.WriteJUnit(w, found, reports.JUnitOptions{})
+// files writes the reports that go to files. Again leaves out what is no
+// regular file: its reader has had a whole report, and may be gone.
+func (c *runCmd) files(found *result.Run, again bool) error {
+	var failed []error
+	for _, r := range []struct {
+		path  string
+		write func(io.Writer, *result.Run) error
+	}{{c.JSON, reports.WriteJSON}, {c.JUnit, reports.WriteJUnit}, {c.HTML, reports.WriteHTML}, {c.Markdown, reports.WriteMarkdown}} {
+		if r.path == "" || r.path == "-" {
+			continue
+		}
+		if info, err := os.Stat(r.path); again && (err != nil || !info.Mode().IsRegular()) {
+			continue
+		}
+		failed = append(failed, reports.WriteFile(r.path, func(w io.Writer) error { return r.write(w, found) }))
+	}
+	return errors.Join(failed...)
 }
