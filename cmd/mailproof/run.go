@@ -90,7 +90,11 @@ func printPlan(w io.Writer, p *run.Plan, lab string, verbose bool) {
 		}
 		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "%d scenarios on the %s lab, highest risk %s\n", len(p.Items), lab, p.MaxRisk)
+	word := "scenarios"
+	if len(p.Items) == 1 {
+		word = "scenario"
+	}
+	fmt.Fprintf(w, "%d %s on the %s lab, highest risk %s\n", len(p.Items), word, lab, p.MaxRisk)
 	for _, v := range run.Vantages() {
 		if b, ok := p.Blame[v]; ok {
 			fmt.Fprintf(w, "from the %-9s  %d failed sign-ins, %d refused commands, %d refused recipients\n", v, b.FailedSignIns, b.ProtocolErrors, b.BadRecipients)
@@ -210,36 +214,39 @@ func (c *runCmd) notStarted(ctx context.Context, con *console, show *reports.Con
 }
 
 // finish writes every report and returns the run's status. A report that
-// cannot be written is told, and does not keep the others from being written.
-// The status that the reports name is the process's own: where a report that
-// cannot be written, or a signal that came while they were, changes it, those
-// that could be written are written again.
+// cannot be written is a problem of the run, told on standard error, and does
+// not keep the others from being written. The reports name the status that the
+// process ends with: where such a problem, or a signal that came while they
+// were written, changes it, those that can be written are written again.
 func (c *runCmd) finish(ctx context.Context, con *console, show *reports.Console, found *result.Run) error {
 	if ctx.Err() != nil {
 		found.Exit = result.ExitInterrupted
 	}
-	err := errors.Join(show.End(found), c.files(found, false))
 	before := found.Exit
+	told := show.End(found)
+	failed := c.files(found, false)
+	for _, err := range failed {
+		found.Problems = append(found.Problems, reportProblem(err))
+	}
 	switch {
 	case ctx.Err() != nil:
 		found.Exit = result.ExitInterrupted
-	case err != nil && found.Exit == result.ExitOK:
+	case len(failed) > 0 && found.Exit == result.ExitOK:
 		found.Exit = result.ExitUnjudged
 	}
-	if found.Exit != before {
-		// What cannot be written was told already.
-		_ = c.files(found, true)
+	if found.Exit != before || len(failed) > 0 {
+		c.files(found, true) // what cannot be written is told below
 	}
 	code := found.Exit
 	if c.JSON == "-" {
-		if werr := reports.WriteJSON(con.out, found); werr != nil {
-			err = errors.Join(err, fmt.Errorf("--json -: %w", werr))
+		if err := reports.WriteJSON(con.out, found); err != nil {
+			failed = append(failed, fmt.Errorf("--json -: %w", err))
 			if code == result.ExitOK {
 				code = result.ExitUnjudged
 			}
 		}
 	}
-	if err != nil {
+	if err := errors.Join(append(failed, told)...); err != nil {
 		fmt.Fprintf(con.err, "mailproof: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nmailproof: "))
 	}
 	if code != before {
@@ -251,9 +258,19 @@ func (c *runCmd) finish(ctx context.Context, con *console, show *reports.Console
 	return exitError{code}
 }
 
-// files writes the reports that go to files. Again leaves out what is no
+// reportProblem is a report that could not be written, as the others tell it.
+func reportProblem(err error) result.Problem {
+	p := result.Problem{Stage: "report", Where: "this machine", Words: err.Error()}
+	var file *reports.FileError
+	if errors.As(err, &file) {
+		p.Where = file.Path
+	}
+	return p
+}
+
+// files writes the reports that go to files, and says which could not be. Again leaves out what is no
 // regular file: its reader has had a whole report, and may be gone.
-func (c *runCmd) files(found *result.Run, again bool) error {
+func (c *runCmd) files(found *result.Run, again bool) []error {
 	var failed []error
 	for _, r := range []struct {
 		path  string
@@ -265,7 +282,9 @@ func (c *runCmd) files(found *result.Run, again bool) error {
 		if info, err := os.Stat(r.path); again && (err != nil || !info.Mode().IsRegular()) {
 			continue
 		}
-		failed = append(failed, reports.WriteFile(r.path, func(w io.Writer) error { return r.write(w, found) }))
+		if err := reports.WriteFile(r.path, func(w io.Writer) error { return r.write(w, found) }); err != nil {
+			failed = append(failed, err)
+		}
 	}
-	return errors.Join(failed...)
+	return failed
 }
