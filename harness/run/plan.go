@@ -146,6 +146,9 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 	maxRisk := script.R0
 	for _, src := range t.Sources {
 		for _, s := range chosen {
+			if o.Skip != nil && o.Skip(src.Name, s) {
+				continue
+			}
 			if reason, ok := excluded[s.ID]; ok {
 				if !slices.ContainsFunc(p.Excluded, func(e result.Excluded) bool { return e.ID == s.ID }) {
 					p.Excluded = append(p.Excluded, result.Excluded{ID: s.ID, Reason: reason})
