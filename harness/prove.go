@@ -141,7 +141,7 @@ func (m *Matrix) Failures() []string {
 			out = append(out, fmt.Sprintf("the good target %s does not show what is true of it: %s", g.Source, strings.Join(g.Missing, ", ")))
 		}
 	}
-	untried := 0
+	untried, half := 0, 0
 	for _, d := range m.Defects {
 		switch {
 		case d.Problem == notTried:
@@ -159,12 +159,17 @@ func (m *Matrix) Failures() []string {
 		if !d.Diagnosed() {
 			out = append(out, fmt.Sprintf("the defect %s was diagnosed as %s at %s, and not as %s first", d.Defect, orNothing(d.Diagnosis), d.Source, d.Wanted))
 		}
-		if d.Caught() && !d.Remedied() {
+		if d.Remedy == remedyNotTried {
+			half++
+		} else if d.Caught() && !d.Remedied() {
 			out = append(out, fmt.Sprintf("the remedy for the defect %s did not cure %s: %s", d.Defect, d.Source, d.Remedy))
 		}
 	}
 	if untried > 0 {
 		out = append(out, fmt.Sprintf("%d of %d defects were not tried", untried, len(m.Defects)))
+	}
+	if half > 0 {
+		out = append(out, fmt.Sprintf("the remedies of %d defects were not tried", half))
 	}
 	// Until every defect was tried, what was not killed says nothing.
 	if m.Lab == "reference" && untried == 0 {
@@ -217,6 +222,9 @@ type trial struct {
 
 // notTried is the problem of a defect that a proof did not come to.
 const notTried = "it was not tried"
+
+// remedyNotTried is the remedy of a defect that a proof came to, and no further.
+const remedyNotTried = "the remedy was not tried"
 
 // Prove runs the scenarios against good targets, against every defect, and
 // against every defect with the remedy that was found for it. When it ends
@@ -608,7 +616,7 @@ func (p *prover) remedyTrial(row *DefectRow, spec SourceSpec, found *result.Run,
 	if p.o.Brief {
 		only = about
 	}
-	row.Remedy = "the remedy was not tried"
+	row.Remedy = remedyNotTried
 	return trial{spec: cured, about: about, only: only,
 		then: func(_ *result.Run, rs []result.Result) {
 			var left []string
