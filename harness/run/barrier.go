@@ -29,6 +29,9 @@ func (r *runner) barrier(ctx context.Context, it *item, kind string) error {
 		err = r.recipientBarrier(ctx, it, l)
 	}
 	if err != nil {
+		if lerr := r.logErr(it.source); lerr != nil {
+			return fmt.Errorf("%w: to judge this claim, make the log readable for the whole run", lerr)
+		}
 		err = fmt.Errorf("the log of %s proves nothing: %w", it.source.Name, err)
 		var unseen *unseenLine
 		if errors.As(err, &unseen) && context.Cause(ctx) != nil && !errors.Is(context.Cause(ctx), context.Canceled) {

@@ -380,6 +380,9 @@ func (x *execution) handshake(pos script.Pos, s *session, cfg *tls.Config) error
 	if err == nil {
 		return nil
 	}
+	if cause := context.Cause(x.ctx); cause != nil {
+		return cause
+	}
 	var t *wire.TLSError
 	if errors.As(err, &t) {
 		x.find(pos, result.Finding{
@@ -464,6 +467,7 @@ func (x *execution) failed(pos script.Pos, s *session, err error, wanted string)
 	var closed *wire.Closed
 	var long *wire.TooLong
 	var malformed *proto.Malformed
+	var residue *wire.Residue
 	var vantage *VantageError
 	switch {
 	case errors.As(err, &vantage):
@@ -486,6 +490,10 @@ func (x *execution) failed(pos script.Pos, s *session, err error, wanted string)
 		f.Code = "malformed"
 		f.Found = wire.Visible(err.Error())
 		f.Facts = append(f.Facts, "reply=malformed")
+	case errors.As(err, &residue):
+		f.Code = "malformed"
+		f.Found = fmt.Sprintf("%d octets in clear text after the reply to STARTTLS", residue.Octets)
+		f.Facts = append(f.Facts, "tls=residue")
 	default:
 		return err
 	}

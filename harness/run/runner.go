@@ -96,6 +96,7 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 		run.Notices = []string{}
 	}
 	diagnose(ctx, t, run)
+	advise(t, run)
 	run.Counts = result.Count(run.Results)
 	interrupted := errors.Is(context.Cause(ctx), errInterrupted)
 	run.Exit = exitStatus(run, o.Strict, interrupted)
