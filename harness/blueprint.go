@@ -14,7 +14,25 @@ import (
 	"github.com/mailproof/mailproof/harness/run"
 )
 
-// Endpoints are the services that a lab's sources and proxy are declared to have.
+// SourceEndpoints are the services that a lab's source of a kind is declared to have.
+func SourceEndpoints(kind string) []run.Endpoint {
+	if kind != fixtures.Stalwart {
+		return Endpoints()
+	}
+	return append(Endpoints(),
+		run.Endpoint{Name: "https", Protocol: "http", Port: 443, TLS: "implicit"},
+		run.Endpoint{Name: "http", Protocol: "http", Port: 8080, TLS: "none"})
+}
+
+// Announces is how a proxy tells a source of this kind who the client is.
+func Announces(kind string) run.Announcement {
+	if kind == fixtures.Stalwart {
+		return run.ByPROXY
+	}
+	return run.ByXCLIENT
+}
+
+// Endpoints are the mail services that a lab's sources and proxy are declared to have.
 func Endpoints() []run.Endpoint {
 	return []run.Endpoint{
 		{Name: "imap", Protocol: "imap", Port: 143, TLS: "starttls"},
@@ -61,9 +79,12 @@ func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error)
 			return nil, err
 		}
 		src := &run.Source{Name: s.Name, Kind: s.Kind, Version: s.Version, Profile: s.Profile, Origin: result.FromImage,
-			Domain: fixtures.Domain, Endpoints: Endpoints(), ServerName: fixtures.SourceHost(i), Addr: SourceAddr(i)}
-		if kind == "reference" {
+			Domain: fixtures.Domain, Endpoints: SourceEndpoints(s.Kind), Announces: Announces(s.Kind), ServerName: fixtures.SourceHost(i), Addr: SourceAddr(i)}
+		switch {
+		case kind == "reference":
 			src.Origin = result.FromReference
+		case strings.HasPrefix(s.From, "exec:"):
+			src.Origin = result.FromExec
 		}
 		for _, l := range s.Layers {
 			src.Layers = append(src.Layers, l.Name)

@@ -34,8 +34,12 @@ type Source = run.Source
 // A SourceSpec says which source a lab is to start.
 type SourceSpec struct {
 	Name    string // as spelled on the command line; unique within a lab
-	Kind    string // "dovecot-postfix"
-	Version string // "bookworm", "trixie"
+	Kind    string // "dovecot-postfix", "stalwart"
+	Version string // "bookworm", "trixie"; "0.15.5"
+	// From says where a docker lab takes the server from: "image:REF", or
+	// "exec:PATH" for a program of the user's own, put into a Debian base. Empty
+	// is the lab's own choice.
+	From    string
 	Profile string // "instrumented" or "as-shipped"
 	// Layers are laid over the profile and the guide's recipe, in order.
 	Layers []fixtures.Layer

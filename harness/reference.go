@@ -145,7 +145,17 @@ func sourceProblem(name string, err error) result.Problem {
 	return p
 }
 
+// An UnplayedError says that no reference server plays a kind of source.
+type UnplayedError struct{ Kind string }
+
+func (e *UnplayedError) Error() string {
+	return fmt.Sprintf("no reference server plays a source of kind %s yet: start a real one in the docker lab, with --lab docker --source %s@VERSION=exec:PATH, or =image:REF", e.Kind, e.Kind)
+}
+
 func startSource(ctx context.Context, network *memnet.Network, ca *fixtures.Authority, i int, spec SourceSpec, pool *AccountPool) (*source.Source, error) {
+	if spec.Kind != fixtures.DovecotPostfix {
+		return nil, &UnplayedError{spec.Kind}
+	}
 	laid, err := spec.Laid(i)
 	if err != nil {
 		return nil, err

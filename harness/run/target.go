@@ -102,8 +102,8 @@ type PublicProxy struct {
 
 // An Endpoint is one service on one port.
 type Endpoint struct {
-	Name     string // imap, imaps, pop3, pop3s, submission, submissions, sieve, smtp
-	Protocol string // imap, pop3, managesieve, smtp
+	Name     string // imap, imaps, pop3, pop3s, submission, submissions, sieve, smtp, https, http
+	Protocol string // imap, pop3, managesieve, smtp, http
 	Port     uint16
 	TLS      string // "none", "starttls" or "implicit"
 }
@@ -135,7 +135,22 @@ type Source struct {
 	// Config returns the configuration in force, secrets removed: evidence for
 	// findings, and where a remedy looks for the line to change. It may be nil.
 	Config func(ctx context.Context) ([]ConfigFile, error)
+	// Announces is how a proxy tells this source of a client: by XCLIENT and
+	// IMAP ID inside the session, or by a PROXY header before it.
+	Announces Announcement
+	// Admin changes its settings while it runs; nil where nobody may.
+	Admin Admin
 }
+
+// An Announcement is how a source is told who the client is.
+type Announcement string
+
+// The announcements. The zero value is [ByXCLIENT].
+const (
+	ByXCLIENT Announcement = "xclient" // XCLIENT, and ID in IMAP
+	ByPROXY   Announcement = "proxy"   // a PROXY protocol header
+	ByNothing Announcement = "none"
+)
 
 // LogFunc opens a log. The stream yields whole lines as they are written,
 // from the moment of the call on; it ends when it is closed, when ctx ends or
