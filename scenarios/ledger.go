@@ -26,6 +26,25 @@ type Requirement struct {
 	Scenarios []string `json:"scenarios"`
 }
 
+// concern tells scenarios which of their requirements are about one kind of
+// source alone.
+func concern(all []*script.Scenario) {
+	kinds := make(map[string]string)
+	for _, line := range strings.Split(requirementsText, "\n") {
+		if f := strings.SplitN(line, " ", 4); len(f) == 4 && (f[2] == "stalwart" || f[2] == "dovecot-postfix") {
+			kinds[f[0]] = f[2]
+		}
+	}
+	for _, s := range all {
+		s.Concerns = make(map[string]string, len(s.Requirements))
+		for _, id := range s.Requirements {
+			if k := kinds[id]; k != "" {
+				s.Concerns[id] = k
+			}
+		}
+	}
+}
+
 // Requirements is the catalogue, with the scenarios that cover each row and
 // the reason for each row that none covers. A row with neither, a reason for a
 // covered row, or a scenario that names an unknown row is an error.

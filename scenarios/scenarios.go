@@ -70,6 +70,7 @@ func load(fsys fs.FS, extra fs.FS, prefix string) ([]*script.Scenario, error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
+	concern(all)
 	slices.SortFunc(all, func(a, b *script.Scenario) int { return strings.Compare(a.ID, b.ID) })
 	return all, nil
 }

@@ -30,12 +30,13 @@ const (
 	ManageSieve Protocol = "managesieve" // RFC 5804
 	SMTP        Protocol = "smtp"        // RFC 5321
 	LMTP        Protocol = "lmtp"        // RFC 2033
+	HTTP        Protocol = "http"        // RFC 9112
 )
 
 // Known says whether p is one of them.
 func (p Protocol) Known() bool {
 	switch p {
-	case IMAP, POP3, ManageSieve, SMTP, LMTP:
+	case IMAP, POP3, ManageSieve, SMTP, LMTP, HTTP:
 		return true
 	}
 	return false
@@ -57,7 +58,7 @@ type Unit struct {
 	// The lines of a POP3 body are unstuffed.
 	Lines []string
 	// Status is the line that decides: the tagged line, the +OK, the last line
-	// of an SMTP reply.
+	// of an SMTP reply, the status line of an HTTP response.
 	Status string
 	// Bare says that some line ended in LF without CR.
 	Bare bool
@@ -85,12 +86,14 @@ type Conversation struct {
 	p        Protocol
 	c        *wire.Conn
 	greeted  bool
+	head     bool     // HTTP: the last request was a HEAD
 	commands []string // POP3: verbs whose replies have not been read
 }
 
 // NewConversation begins with the server's greeting.
 func NewConversation(p Protocol, c *wire.Conn) *Conversation {
-	return &Conversation{p: p, c: c}
+	// HTTP has no greeting.
+	return &Conversation{p: p, c: c, greeted: p == HTTP}
 }
 
 // Conn is the connection under the conversation.
@@ -108,6 +111,9 @@ func (v *Conversation) Resume() { v.greeted = true }
 // Sent tells the conversation a command line that was sent: POP3 replies have
 // no form of their own that tells whether a body follows.
 func (v *Conversation) Sent(line string) {
+	if v.p == HTTP {
+		v.head = strings.HasPrefix(line, "HEAD ")
+	}
 	if v.p != POP3 || len(v.commands) >= maxOutstanding {
 		return
 	}
@@ -132,6 +138,8 @@ func (v *Conversation) Next(d time.Duration) (Unit, error) {
 		err = r.pop3()
 	case ManageSieve:
 		err = r.managesieve()
+	case HTTP:
+		err = r.http()
 	default:
 		err = r.smtp()
 	}

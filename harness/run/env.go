@@ -45,6 +45,19 @@ func (e *env) Lookup(r script.Ref) (value, secret string, err error) {
 		return e.source.Domain, "", nil
 	case "wrong":
 		return e.wrong, "wrong", nil
+	case "public-name":
+		if e.target.Proxy == nil || e.target.Proxy.ServerName == "" {
+			return "", "", fmt.Errorf("the target names no public host")
+		}
+		return e.target.Proxy.ServerName, "", nil
+	case "source-name":
+		return e.source.ServerName, "", nil
+	case "basic":
+		a, ok := e.accounts[arg]
+		if !ok {
+			return "", "", fmt.Errorf("there is no account %q", arg)
+		}
+		return b64(a.Address + ":" + a.Password), arg, nil
 	case "client-port":
 		return strconv.Itoa(int(e.port)), "", nil
 	case "public-port":

@@ -286,8 +286,13 @@ func (x *execution) open(o *script.Open) error {
 			}
 		}
 	}
-	if o.Announce != "" {
+	switch {
+	case o.Announce != "":
 		if err := x.announce(o, s); err != nil {
+			return err
+		}
+	case !o.For.Empty() && o.Target == "source" && x.item.source.Announces == ByPROXY:
+		if err := x.announceFor(o, s); err != nil {
 			return err
 		}
 	}
@@ -314,12 +319,44 @@ func (x *execution) announce(o *script.Open, s *session) error {
 		if err != nil {
 			return err
 		}
-		ap, err := netip.ParseAddrPort(v)
-		if err != nil {
+		if *end.to, err = addrPort(v); err != nil {
 			return fmt.Errorf("%s: %w", o.Pos, err)
 		}
-		*end.to = ap
 	}
+	b, err := h.Encode()
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.Pos, err)
+	}
+	return x.failed(o.Pos, s, s.conn.Send(fmt.Sprintf("[PROXY header %s %s %s]", h.Form, h.Src, h.Dst), b), "a "+string(h.Form)+" header")
+}
+
+// addrPort reads "address:port", IPv6 with or without its brackets.
+func addrPort(s string) (netip.AddrPort, error) {
+	if ap, err := netip.ParseAddrPort(s); err == nil {
+		return ap, nil
+	}
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return netip.AddrPort{}, fmt.Errorf("%q is no address and port", s)
+	}
+	return netip.ParseAddrPort("[" + s[:i] + "]" + s[i:])
+}
+
+// announceFor sends the header that a proxy sends for a client of its own.
+func (x *execution) announceFor(o *script.Open, s *session) error {
+	v, _, err := o.For.Expand(x.env)
+	if err != nil {
+		return err
+	}
+	client, err := netip.ParseAddr(v)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.Pos, err)
+	}
+	public, err := x.env.address("public", FamilyOf(client))
+	if err != nil {
+		return err
+	}
+	h := proto.ProxyHeader{Form: proto.ProxyV2, Src: netip.AddrPortFrom(client, x.env.port), Dst: netip.AddrPortFrom(public, s.endpoint.Port)}
 	b, err := h.Encode()
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Pos, err)
@@ -445,6 +482,16 @@ func (x *execution) send(st *script.Send) error {
 	x.sends++
 	if st.Raw {
 		name := st.Text.Refs()[0].Args[0]
+		if s.open.Protocol == "http" {
+			// As the file shows it: its own secrets are named there.
+			if _, shown, err = x.env.files[name].Expand(x.env); err != nil {
+				return fmt.Errorf("%s: %w", st.Pos, err)
+			}
+			line, _, _ := strings.Cut(shown, "\r\n")
+			s.sent, s.sentAt = line, time.Now()
+			s.conv.Sent(line)
+			return x.failed(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+line)
+		}
 		shown = fmt.Sprintf("[%d octets of %s]", len(actual), name)
 		return x.failed(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+name)
 	}

@@ -61,7 +61,7 @@ func (it *item) blank() result.Result {
 	s := it.scenario
 	return result.Result{
 		ID: s.ID, Source: it.source.Name, Origin: it.source.Origin, Level: s.Level, Claim: s.Claim,
-		Requirements: s.Requirements, Spec: s.Spec, Facet: it.facet, Risk: s.Risk().String(),
+		Requirements: s.RequirementsOf(it.source.Kind), Spec: s.Spec, Facet: it.facet, Risk: s.Risk().String(),
 		Phases: []result.Phase{}, Findings: []result.Finding{}, Witness: []result.Witness{},
 		File: s.Path, Line: 1,
 	}

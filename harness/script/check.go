@@ -131,6 +131,7 @@ func (c *checker) step(st Step) {
 		if old := c.conns[st.Name]; old != nil && !old.closed {
 			c.add(pos, 0, "close it first, or give the new one another name", "the connection %s is open already", st.Name)
 		}
+		c.templ(pos, st.For, false)
 		c.templ(pos, st.Src, false)
 		c.templ(pos, st.Dst, false)
 		c.conns[st.Name] = &connState{open: st}
@@ -314,7 +315,7 @@ func (c *checker) ref(pos Pos, r Ref, col int, sends bool) {
 			return
 		}
 		for _, inner := range t.Refs() {
-			if _, nested := inner.file(); nested {
+			if _, nested := inner.file(); nested && inner.Name != "size" {
 				c.add(pos, col, "", "the file %q refers to another file", f)
 			} else {
 				c.ref(pos, inner, col, sends)
@@ -337,7 +338,7 @@ func (c *checker) ref(pos Pos, r Ref, col int, sends bool) {
 			c.add(pos, col, "open it first", "there is no connection %s", r.Args[0])
 		}
 		return
-	case "sasl.plain", "sasl.wrong", "sasl.user", "sasl.secret":
+	case "basic", "sasl.plain", "sasl.wrong", "sasl.user", "sasl.secret":
 		want(1, "${"+r.Name+" alice}")
 		return
 	case "xclient", "ip4", "ip6":

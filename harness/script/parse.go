@@ -370,9 +370,9 @@ func (p *parser) isConn(pos Pos, col int, name string) bool {
 
 // open parses what follows "open".
 func (p *parser) open(pos Pos, rest string, col int) *Open {
-	const form = "write: open NAME PROTOCOL source[.ENDPOINT] from VANTAGE [tls none|implicit] [announce FORM SRC DST]"
-	words := strings.Fields(rest)
-	if len(words) < 5 || words[3] != "from" {
+	const form = "write: open NAME PROTOCOL source[.ENDPOINT] from VANTAGE [for ADDRESS] [tls none|implicit] [announce FORM SRC DST]"
+	words, err := splitQuoted(rest)
+	if err != nil || len(words) < 5 || words[3] != "from" {
 		p.add(pos, col, form, "open is not complete")
 		return nil
 	}
@@ -407,6 +407,9 @@ func (p *parser) open(pos Pos, rest string, col int) *Open {
 				p.add(pos, col, "one of: "+strings.Join(tlsModes, " "), "unknown TLS mode %q", words[1])
 			}
 			o.TLS = words[1]
+			words = words[2:]
+		case words[0] == "for" && len(words) >= 2:
+			o.For = p.template(pos, words[1], col)
 			words = words[2:]
 		case words[0] == "announce" && len(words) >= 2:
 			o.Announce = words[1]

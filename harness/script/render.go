@@ -63,6 +63,9 @@ func (o *Open) String() string {
 		s += "." + o.Endpoint
 	}
 	s += " from " + o.Vantage
+	if !o.For.Empty() {
+		s += " for " + o.For.src
+	}
 	if o.TLS != "" {
 		s += " tls " + o.TLS
 	}

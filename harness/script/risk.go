@@ -48,6 +48,8 @@ func verbs(protocol string) map[string]Risk {
 		return sieveVerbs
 	case "smtp":
 		return smtpVerbs
+	case "http":
+		return httpVerbs
 	}
 	return nil
 }
@@ -79,6 +81,9 @@ var (
 		"MAIL": R3, "RCPT": R3, "VRFY": R3,
 		"DATA": R4, "BDAT": R4,
 	}
+	httpVerbs = map[string]Risk{
+		"GET": R0, "HEAD": R0, "OPTIONS": R0, "PROPFIND": R2, "POST": R2,
+	}
 )
 
 // verbOf is the command word of a line, in upper case.
@@ -106,11 +111,36 @@ func (s *Scenario) Risk() Risk {
 			protocol[st.Name] = st.Protocol
 		case *Send:
 			if st.Raw {
-				return // its DATA or BDAT was counted
+				// Mail: its DATA or BDAT was counted. HTTP: the file is a request.
+				if protocol[st.Name] == "http" {
+					r = max(r, s.requestRisk(st))
+				}
+				return
 			}
 			r = max(r, verbs(protocol[st.Name])[verbOf(protocol[st.Name], st.Text.src)])
 		}
 	})
+	return r
+}
+
+// requestRisk is the risk of a request that stands in a file: that of its
+// method, and at least R1 where it carries credentials.
+func (s *Scenario) requestRisk(st *Send) Risk {
+	name, ok := "", false
+	for _, ref := range st.Text.Refs() {
+		name, ok = ref.file()
+	}
+	if !ok {
+		return R0
+	}
+	t := s.Files[name]
+	method, _, _ := strings.Cut(t.src, " ")
+	r := httpVerbs[method]
+	for _, ref := range t.Refs() {
+		if ref.secret() {
+			r = max(r, R1)
+		}
+	}
 	return r
 }
 

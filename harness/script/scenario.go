@@ -11,8 +11,11 @@ type Scenario struct {
 	Header
 	Phases []Phase
 	Files  map[string]Template // what follows "-- name --", with references
-	Path   string              // of the scenario's file
-	Source string              // its text
+	// Concerns names the kind of source that a requirement is about, where it
+	// is about one kind alone.
+	Concerns map[string]string
+	Path     string // of the scenario's file
+	Source   string // its text
 }
 
 // A Header is what stands above the first phase.
@@ -30,6 +33,17 @@ type Header struct {
 	Witness      []string // log, message, capability, effect
 	Hazards      []string // ban, flood, loop, restart
 	Lines        map[string]int
+}
+
+// RequirementsOf lists the rows that the scenario judges at a source of a kind.
+func (s *Scenario) RequirementsOf(kind string) []string {
+	out := make([]string, 0, len(s.Requirements))
+	for _, id := range s.Requirements {
+		if of := s.Concerns[id]; of == "" || of == kind {
+			out = append(out, id)
+		}
+	}
+	return out
 }
 
 // Isolation is what a scenario must not share while it runs.
@@ -61,6 +75,9 @@ type Open struct {
 	Endpoint string // the endpoint's name; "" for the facet's own
 	Vantage  string
 	TLS      string // "none", "implicit" or "": as the endpoint is declared
+	// For is the client that the connection is made for: where the source is
+	// told of clients by PROXY header, one of version 2 comes first.
+	For      Template
 	Announce string // a PROXY header's form, or ""
 	Src, Dst Template
 }
@@ -278,6 +295,7 @@ func (s *Scenario) refs(f func(Ref)) {
 	s.Walk(func(st Step) {
 		switch st := st.(type) {
 		case *Open:
+			each(st.For.Refs())
 			each(st.Src.Refs())
 			each(st.Dst.Refs())
 		case *Send:

@@ -4,9 +4,9 @@ import "strings"
 
 // The closed vocabulary. What is not listed here cannot be written.
 var (
-	protocols    = []string{"imap", "pop3", "managesieve", "smtp"}
+	protocols    = []string{"imap", "pop3", "managesieve", "smtp", "http"}
 	vantages     = []string{"client", "proxy", "relay", "neighbour", "stranger"}
-	endpoints    = []string{"imap", "imaps", "pop3", "pop3s", "submission", "submissions", "sieve", "smtp"}
+	endpoints    = []string{"imap", "imaps", "pop3", "pop3s", "submission", "submissions", "sieve", "smtp", "https", "http"}
 	families     = []string{"ip4", "ip6"}
 	levels       = []string{"must", "should", "may"}
 	isolations   = []string{string(OwnAccount), string(Alone)}
@@ -35,6 +35,8 @@ func endpointProtocol(endpoint string) string {
 		return "managesieve"
 	case "smtp", "submission", "submissions":
 		return "smtp"
+	case "https", "http":
+		return "http"
 	}
 	return ""
 }
@@ -68,6 +70,9 @@ func Variables() []Variable {
 		{"forged", "an address that nobody has, to be recognised where it must not appear"},
 		{"public", "the proxy's public address, where clients connect"},
 		{"public-port", "the public port of the facet's endpoint"},
+		{"public-name", "the host name that clients know the proxy by"},
+		{"source-name", "the source's own host name, which clients need not know"},
+		{"basic", "HTTP Basic credentials of an account: ${basic alice}"},
 		{"xclient", "an address as SMTP spells it, with IPV6: where needed: ${xclient client}"},
 		{"ip4", "a name's address in IPv4 whatever the facet: ${ip4 client}"},
 		{"ip6", "the same in IPv6: ${ip6 client}"},
@@ -87,7 +92,7 @@ func (r Ref) user() (string, bool) {
 		return r.Name[len("user."):], true
 	case strings.HasPrefix(r.Name, "secret."):
 		return r.Name[len("secret."):], true
-	case strings.HasPrefix(r.Name, "sasl.") && len(r.Args) == 1:
+	case (strings.HasPrefix(r.Name, "sasl.") || r.Name == "basic") && len(r.Args) == 1:
 		return r.Args[0], true
 	}
 	return "", false
@@ -95,7 +100,7 @@ func (r Ref) user() (string, bool) {
 
 // secret says whether a reference's value must never be shown.
 func (r Ref) secret() bool {
-	return strings.HasPrefix(r.Name, "secret.") || strings.HasPrefix(r.Name, "sasl.") || r.Name == "wrong"
+	return strings.HasPrefix(r.Name, "secret.") || r.Name == "basic" || strings.HasPrefix(r.Name, "sasl.") || r.Name == "wrong"
 }
 
 // file names the attached file that a reference is about.

@@ -1,0 +1,61 @@
+package proto
+
+import (
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mailproof/mailproof/harness/wire"
+	"gotest.tools/v3/assert"
+	"gotest.tools/v3/assert/cmp"
+)
+
+// answered reads one response from a peer that says text and closes.
+func answered(t *testing.T, request, text string) (Unit, error) {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	t.Cleanup(func() { ours.Close() })
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		theirs.Write([]byte(text))
+		theirs.Close()
+	}()
+	c := wire.New(t.Context(), ours, "A", wire.NewTranscript(wire.NewRedactor()), wire.Lab(), wire.Shape{})
+	v := NewConversation(HTTP, c)
+	v.Sent(request)
+	u, err := v.Next(time.Second)
+	ours.Close()
+	<-written
+	return u, err
+}
+
+func TestHTTPResponses(t *testing.T) {
+	for _, c := range []struct{ name, request, text, lines string }{
+		{"length", "GET / HTTP/1.1", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A:b\r\n\r\na\r\nb\n", "HTTP/1.1 200 OK|content-length: 5|x-a: b||a|b"},
+		{"chunks", "GET / HTTP/1.1", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n", "HTTP/1.1 200 OK|transfer-encoding: chunked||abcde"},
+		{"until the end", "GET / HTTP/1.1", "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\none\r\ntwo", "HTTP/1.1 200 OK|connection: close||one|two"},
+		{"no body", "GET / HTTP/1.1", "HTTP/1.1 307 Temporary Redirect\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "HTTP/1.1 307 Temporary Redirect|location: /x|content-length: 0"},
+		{"upgrade", "GET / HTTP/1.1", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n", "HTTP/1.1 101 Switching Protocols|upgrade: websocket"},
+		{"head", "HEAD / HTTP/1.1", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HTTP/1.1 200 OK|content-length: 5"},
+	} {
+		u, err := answered(t, c.request, c.text)
+		assert.NilError(t, err, c.name)
+		assert.Equal(t, strings.Join(u.Lines, "|"), c.lines, c.name)
+		assert.Equal(t, u.Status, u.Lines[0])
+	}
+	for _, c := range []struct{ text, want string }{
+		{"* OK ready\r\n", "HTTP/1.1 and a status code"},
+		{"HTTP/1.1 2000 OK\r\n", "HTTP/1.1 and a status code"},
+		{"HTTP/1.1 200 OK\r\nno field\r\n", "a header field"},
+		{"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n", "a length"},
+		{"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n", "beyond the limit"},
+		{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "the size of a chunk"},
+		{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n", "the end of a chunk"},
+		{"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", "closed"},
+	} {
+		_, err := answered(t, "GET / HTTP/1.1", c.text)
+		assert.Assert(t, cmp.ErrorContains(err, c.want), "%q", c.text)
+	}
+}
