@@ -11,7 +11,7 @@ import (
 // The rooms, ground floor first. A room may use the rooms above it in this
 // list, never the ones below.
 var rooms = []string{
-	"harness/result", "harness/wire", "harness/proto", "harness/script", "harness/witness", "harness/run",
+	"harness/result", "harness/wire", "harness/proto", "harness/script", "harness/witness", "harness/run", "harness/manage",
 	"harness/reference", "fixtures", "scenarios", "harness", "containers", "reports", "cmd/mailproof",
 }
 
