@@ -127,17 +127,19 @@ type joint struct {
 
 // A spec is a container to be made.
 type spec struct {
-	name   string
-	image  string
-	cmd    []string
-	env    map[string]string
-	stdin  bool   // its standard input is ours, and ends with us
-	ns     string // the container whose network namespace it shares
-	joints []joint
-	files  []file
-	labels map[string]string
-	host   string // its host name
-	caps   []string
+	name  string
+	image string
+	cmd   []string
+	// entrypoint takes the place of the image's own.
+	entrypoint []string
+	env        map[string]string
+	stdin      bool   // its standard input is ours, and ends with us
+	ns         string // the container whose network namespace it shares
+	joints     []joint
+	files      []file
+	labels     map[string]string
+	host       string // its host name
+	caps       []string
 }
 
 // A file is put into a container before it starts.
@@ -166,11 +168,12 @@ func (e *engine) create(ctx context.Context, s spec) (testcontainers.Container, 
 		return es
 	}
 	req := testcontainers.ContainerRequest{
-		Image:  s.image,
-		Name:   s.name,
-		Cmd:    s.cmd,
-		Env:    s.env,
-		Labels: s.labels,
+		Image:      s.image,
+		Name:       s.name,
+		Cmd:        s.cmd,
+		Entrypoint: s.entrypoint,
+		Env:        s.env,
+		Labels:     s.labels,
 		ConfigModifier: func(c *container.Config) {
 			c.Hostname = s.host
 			c.OpenStdin, c.AttachStdin, c.StdinOnce = s.stdin, s.stdin, s.stdin

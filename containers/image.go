@@ -42,6 +42,7 @@ type recipe struct {
 	repository string
 	release    string
 	hash       string
+	packages   []string
 }
 
 func (r recipe) tag() string { return r.repository + ":" + r.release + "-" + r.hash }
@@ -50,7 +51,16 @@ func (r recipe) tag() string { return r.repository + ":" + r.release + "-" + r.h
 func serverRecipe(release string) recipe {
 	h := sha256.New()
 	fmt.Fprintln(h, "2", release, packages(), leftOut())
-	return recipe{"mailproof/dovecot-postfix", release, fmt.Sprintf("%x", h.Sum(nil))[:12]}
+	return recipe{"mailproof/dovecot-postfix", release, fmt.Sprintf("%x", h.Sum(nil))[:12], packages()}
+}
+
+// plainRecipe is the image of a release that a program of the user's own is
+// put into.
+func plainRecipe(release string) recipe {
+	names := []string{"ca-certificates", "libgcc-s1"}
+	h := sha256.New()
+	fmt.Fprintln(h, "1", release, names, leftOut())
+	return recipe{"mailproof/debian", release, fmt.Sprintf("%x", h.Sum(nil))[:12], names}
 }
 
 func (e *engine) hasImage(ctx context.Context, ref string) (bool, error) {
@@ -63,8 +73,12 @@ func (e *engine) hasImage(ctx context.Context, ref string) (bool, error) {
 
 // serverImage returns the image of a release, made where it is not there.
 func (e *engine) serverImage(ctx context.Context, release string, progress func(string)) (string, error) {
-	r := serverRecipe(release)
-	ref := r.tag()
+	return e.releaseImage(ctx, serverRecipe(release), progress)
+}
+
+// releaseImage returns the image of a recipe, made where it is not there.
+func (e *engine) releaseImage(ctx context.Context, r recipe, progress func(string)) (string, error) {
+	ref, release := r.tag(), r.release
 	has, err := e.hasImage(ctx, ref)
 	if err != nil || has {
 		return ref, err
@@ -118,7 +132,7 @@ func (e *engine) build(ctx context.Context, ref string, r recipe, base string) e
 		d.WriteString(" '" + p + "'")
 	}
 	d.WriteString("; do echo \"path-exclude=$p\"; done >/etc/dpkg/dpkg.cfg.d/mailproof; ")
-	d.WriteString("apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends " + strings.Join(packages(), " ") + " && rm -rf /var/lib/apt/lists/*\n")
+	d.WriteString("apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends " + strings.Join(r.packages, " ") + " && rm -rf /var/lib/apt/lists/*\n")
 	files := []file{{"Dockerfile", 0o644, []byte(d.String())}}
 	// The engine's builder runs on the machine's own network, so that it
 	// reaches what the machine reaches.
@@ -172,7 +186,7 @@ func (e *engine) bootstrap(ctx context.Context, ref string, r recipe) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	args := []string{"--variant=minbase", "--include=" + strings.Join(packages(), ",")}
+	args := []string{"--variant=minbase", "--include=" + strings.Join(r.packages, ",")}
 	for _, p := range leftOut() {
 		args = append(args, "--dpkgopt=path-exclude="+p)
 	}

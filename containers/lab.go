@@ -20,6 +20,7 @@ import (
 	"github.com/mailproof/mailproof/containers/vantage"
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness"
+	"github.com/mailproof/mailproof/harness/manage"
 	"github.com/mailproof/mailproof/harness/run"
 )
 
@@ -63,6 +64,7 @@ type Lab struct {
 	mu       sync.Mutex
 	vantages []*vantage.Client
 	streams  []*client.HijackedResponse
+	admins   []*manage.Client
 	readers  sync.WaitGroup
 
 	closing sync.Once
@@ -142,26 +144,36 @@ type imaged struct {
 	err error
 }
 
-// images makes the vantages' image and that of each release. A release whose
-// image cannot be made is its sources' failure and not the lab's.
+// imageKey tells the images of sources apart.
+func imageKey(s harness.SourceSpec) string { return s.Kind + "@" + s.Version + "=" + s.From }
+
+// images makes the vantages' image and that of each kind of source. A source
+// whose image cannot be made is that source's failure and not the lab's.
 func (l *Lab) images(ctx context.Context, o Options) (string, map[string]imaged, error) {
 	dir, err := os.MkdirTemp("", "mailproof-")
 	if err != nil {
 		return "", nil, err
 	}
 	defer os.RemoveAll(dir)
-	releases := map[string]imaged{}
+	specs := map[string]harness.SourceSpec{}
 	for _, s := range o.Sources {
-		releases[s.Version] = imaged{}
+		specs[imageKey(s)] = s
 	}
+	made := map[string]imaged{}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for _, release := range slices.Sorted(maps.Keys(releases)) {
+	for _, key := range slices.Sorted(maps.Keys(specs)) {
 		wg.Go(func() {
-			ref, err := l.e.serverImage(ctx, release, l.progress)
+			var ref string
+			var err error
+			if s := specs[key]; s.Kind == fixtures.Stalwart {
+				ref, err = l.e.stalwartImage(ctx, s, l.progress)
+			} else {
+				ref, err = l.e.serverImage(ctx, s.Version, l.progress)
+			}
 			mu.Lock()
 			defer mu.Unlock()
-			releases[release] = imaged{ref, err}
+			made[key] = imaged{ref, err}
 		})
 	}
 	path := o.Program
@@ -178,7 +190,7 @@ func (l *Lab) images(ctx context.Context, o Options) (string, map[string]imaged,
 	if err == nil {
 		err = ctx.Err()
 	}
-	return agent, releases, err
+	return agent, made, err
 }
 
 // containers starts the vantages, the sources and the proxy.
@@ -205,7 +217,7 @@ func (l *Lab) containers(ctx context.Context, o Options, agent string, images ma
 	sources := make([]*source, len(o.Sources))
 	failed := make([]error, len(o.Sources))
 	for i, s := range o.Sources {
-		img := images[s.Version]
+		img := images[imageKey(s)]
 		if img.err != nil {
 			failed[i] = imageFailure(s.Name, img.err)
 			continue
@@ -227,6 +239,9 @@ func (l *Lab) containers(ctx context.Context, o Options, agent string, images ma
 	}
 	for i := range sources {
 		each(func() {
+			if failed[i] == nil && sources[i].stalwart != nil {
+				failed[i] = sources[i].stalwart.settle(ctx)
+			}
 			if failed[i] == nil {
 				failed[i] = l.reach(ctx, sources[i])
 			}
@@ -280,6 +295,10 @@ func (l *Lab) fill(o Options, sources []*source, failed []error) error {
 		s.Logs = map[string]run.LogFunc{"mail": src.journal.open}
 		s.Config = l.config(src)
 		s.Software = src.software
+		l.target.Problems = append(l.target.Problems, src.problems...)
+		if src.stalwart != nil {
+			s.Admin = src.stalwart
+		}
 		up = append(up, s)
 	}
 	l.target.Sources = up
@@ -303,7 +322,7 @@ func (l *Lab) reach(ctx context.Context, src *source) error {
 	c := l.target.Vantages[run.Client]
 	for i, f := range []run.Family{run.IP4, run.IP6} {
 		wg.Go(func() {
-			for _, ep := range harness.Endpoints() {
+			for _, ep := range l.target.Sources[src.index].Endpoints {
 				to := netip.AddrPortFrom(fixtures.NetworkNamed(fixtures.ClientNet).Source(src.index).Of(string(f)), ep.Port)
 				nc, err := c.Dial(ctx, to)
 				if err == nil {
@@ -471,8 +490,11 @@ func (l *Lab) Close(ctx context.Context) error {
 // letGo closes every stream to the lab's containers and waits for its readers.
 func (l *Lab) letGo() {
 	l.mu.Lock()
-	vs, ss := l.vantages, l.streams
+	vs, ss, as := l.vantages, l.streams, l.admins
 	l.mu.Unlock()
+	for _, a := range as {
+		a.Close()
+	}
 	for _, v := range vs {
 		v.Close()
 	}

@@ -8,11 +8,15 @@ import (
 )
 
 // ReferenceProxy is the reference proxy before these sources, announcing to
-// each by XCLIENT and ID.
+// each as its kind is announced to.
 func ReferenceProxy(specs []harness.SourceSpec) *Proxy {
+	kinds := make([]string, len(specs))
+	for i, s := range specs {
+		kinds[i] = s.Kind
+	}
 	return &Proxy{
 		Name: "reference",
-		Config: fixtures.ProxyConfig(len(specs), `cert = "`+ProxyCertPath+`"
+		Config: fixtures.ProxyConfig(kinds, `cert = "`+ProxyCertPath+`"
 key = "`+ProxyKeyPath+`"`, `source = "file"
 [mapping.file]
 path = "`+ProxyMapPath+`"

@@ -18,6 +18,7 @@ import (
 
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness"
+	"github.com/mailproof/mailproof/harness/result"
 	"github.com/mailproof/mailproof/harness/run"
 )
 
@@ -37,6 +38,8 @@ type source struct {
 	journal   *journal
 	pool      *harness.AccountPool
 	layers    []harness.Laid
+	stalwart  *stalwart        // a source of that kind
+	problems  []result.Problem // what did not keep it from starting
 }
 
 // layersOf returns everything that is laid over source i, in order.
@@ -168,6 +171,9 @@ func sourcePairs(i int) []fixtures.Pair {
 // startSource starts one source and waits until its servers say that they are
 // there.
 func (l *Lab) startSource(ctx context.Context, i int, s harness.SourceSpec, image string) (*source, error) {
+	if s.Kind == fixtures.Stalwart {
+		return l.startStalwart(ctx, i, s, image)
+	}
 	ctx, cancel := context.WithTimeout(ctx, startFor)
 	defer cancel()
 	layers, err := layersOf(i, s)
@@ -263,6 +269,9 @@ func (s *source) awaitStart(lines io.Reader) error {
 
 // config returns the configuration in force and the files that can be edited.
 func (l *Lab) config(src *source) func(context.Context) ([]run.ConfigFile, error) {
+	if src.stalwart != nil {
+		return src.stalwart.config
+	}
 	return func(ctx context.Context) ([]run.ConfigFile, error) {
 		id := src.container.GetContainerID()
 		commands := [][]string{{"doveconf", "-n"}, {"postconf", "-n"}, {"postconf", "-M"}, {"postconf", "-P"}}

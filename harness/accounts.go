@@ -26,10 +26,13 @@ type AccountPool struct {
 
 // NewAccountPool makes the accounts of source i. Their names are no other source's,
 // nor another lab's.
-func NewAccountPool(i int) *AccountPool {
+func NewAccountPool(i int) *AccountPool { return NewAccountPoolOf(i, poolSize) }
+
+// NewAccountPoolOf is [NewAccountPool] with a number of accounts.
+func NewAccountPoolOf(i, size int) *AccountPool {
 	prefix := strings.ToLower(rand.Text()[:4])
 	p := &AccountPool{freed: make(chan struct{})}
-	for n := range poolSize {
+	for n := range size {
 		p.all = append(p.all, run.Account{
 			Address:  fmt.Sprintf("%s%02da%03d@%s", prefix, i, n, fixtures.Domain),
 			Password: rand.Text(),

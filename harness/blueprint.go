@@ -169,6 +169,30 @@ func (s SourceSpec) Laid(i int) ([]Laid, error) {
 	return out, nil
 }
 
+// StalwartGuide is what the guide has an operator set on source i, in the order
+// of the names.
+func StalwartGuide(i int, s SourceSpec) ([]run.Setting, error) {
+	guide, err := fixtures.GuideRecipe(s.Kind, s.Version)
+	if err != nil {
+		return nil, err
+	}
+	names := fixtures.LabNames(i)
+	for file, text := range guide.Files {
+		if guide.Files[file], err = names.Expand(file, text); err != nil {
+			return nil, &LayerError{guide.Name, err}
+		}
+	}
+	keys, err := fixtures.StalwartKeys([]fixtures.Layer{guide})
+	if err != nil {
+		return nil, &LayerError{guide.Name, err}
+	}
+	out := make([]run.Setting, 0, len(keys))
+	for _, name := range keys.Sorted() {
+		out = append(out, run.Setting{Name: name, Value: keys[name]})
+	}
+	return out, nil
+}
+
 // unbuilt is a vantage of a blueprint.
 type unbuilt struct{ fixtures.Pair }
 

@@ -128,7 +128,7 @@ func StartReference(ctx context.Context, specs []SourceSpec, withProxy bool) (*R
 	}
 	t.Sources = up
 	if withProxy {
-		if err := r.startProxy(ctx, network, ca, len(specs), mapping, joins); err != nil {
+		if err := r.startProxy(ctx, network, ca, specs, mapping, joins); err != nil {
 			return nil, errors.Join(err, r.Close(ctx))
 		}
 		t.Proxy.Roots = ca.Pool()
@@ -189,9 +189,13 @@ func startSource(ctx context.Context, network *memnet.Network, ca *fixtures.Auth
 }
 
 // startProxy serves the reference proxy on the lab's network.
-func (r *Reference) startProxy(ctx context.Context, network *memnet.Network, ca *fixtures.Authority, sources int, mapping map[string]string, joins map[string]bool) error {
+func (r *Reference) startProxy(ctx context.Context, network *memnet.Network, ca *fixtures.Authority, specs []SourceSpec, mapping map[string]string, joins map[string]bool) error {
 	const name = "the lab's proxy"
-	cfg, err := proxy.ParseConfig(name, []byte(fixtures.ProxyConfig(sources, "cert = \"unused\"\nkey = \"unused\"", "source = \"inline\"\n[mapping.inline]\n")))
+	kinds := make([]string, len(specs))
+	for i, s := range specs {
+		kinds[i] = s.Kind
+	}
+	cfg, err := proxy.ParseConfig(name, []byte(fixtures.ProxyConfig(kinds, "cert = \"unused\"\nkey = \"unused\"", "source = \"inline\"\n[mapping.inline]\n")))
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}

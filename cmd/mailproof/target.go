@@ -19,7 +19,7 @@ import (
 // targetFlags say what is judged.
 type targetFlags struct {
 	Lab     string   `enum:"reference,docker," default:"" placeholder:"reference|docker" help:"The lab to start. Without it: docker if an engine answers, else reference."`
-	Source  []string `sep:"none" placeholder:"KIND[@VERSION]" help:"A source: dovecot-postfix[@bookworm|@trixie], with =reference for the reference server. May be repeated."`
+	Source  []string `sep:"none" placeholder:"KIND[@VERSION][=FROM]" help:"A source: dovecot-postfix[@bookworm|@trixie], with =reference for the reference server; stalwart[@0.15.5], with =exec:PATH for a program of your own or =image:REF. May be repeated."`
 	Profile string   `enum:"instrumented,as-shipped" default:"instrumented" help:"The sources' base configuration: instrumented or as-shipped."`
 	Overlay []string `sep:"none" placeholder:"KIND[@VERSION]=DIR" help:"Lay your own configuration over the lab's source. May be repeated."`
 	Defect  []string `sep:"none" placeholder:"[KIND:]NAME" help:"Switch on a named misconfiguration. May be repeated."`
@@ -73,10 +73,11 @@ func (f targetFlags) sources(lab string) ([]harness.SourceSpec, error) {
 		kind, release, one := strings.Cut(name, "@")
 		releases := fixtures.Releases(kind)
 		if len(releases) == 0 {
-			return nil, usagef("--source %s: unknown kind %q; there is %s", w, kind, fixtures.DovecotPostfix)
+			return nil, usagef("--source %s: unknown kind %q; there are %s", w, kind, strings.Join(fixtures.Kinds(), " and "))
 		}
-		if has && (origin != "reference" || lab != "reference") {
-			return nil, usagef("--source %s: %q cannot be used: sources of kind %s are built by the docker lab, or stand as =reference in --lab reference", w, origin, kind)
+		from, err := sourceFrom(w, kind, origin, has, lab)
+		if err != nil {
+			return nil, err
 		}
 		if one {
 			if !slices.Contains(releases, release) {
@@ -85,7 +86,7 @@ func (f targetFlags) sources(lab string) ([]harness.SourceSpec, error) {
 			releases = []string{release}
 		}
 		for _, r := range releases {
-			if err := add(harness.SourceSpec{Name: kind + "@" + r, Kind: kind, Version: r, Profile: f.Profile}); err != nil {
+			if err := add(harness.SourceSpec{Name: kind + "@" + r, Kind: kind, Version: r, Profile: f.Profile, From: from}); err != nil {
 				return nil, err
 			}
 		}
@@ -101,6 +102,30 @@ func (f targetFlags) sources(lab string) ([]harness.SourceSpec, error) {
 		}
 	}
 	return specs, nil
+}
+
+// sourceFrom is where a source's server comes from, as the flag says.
+func sourceFrom(word, kind, origin string, has bool, lab string) (string, error) {
+	how, what, _ := strings.Cut(origin, ":")
+	switch {
+	case !has, origin == "reference" && lab == "reference":
+		return "", nil
+	case (how == "exec" || how == "image") && what != "" && kind == fixtures.Stalwart:
+		if lab != "docker" {
+			return "", usagef("--source %s: a real server runs in the docker lab: add --lab docker", word)
+		}
+		if how == "exec" {
+			if info, err := os.Stat(what); err != nil {
+				return "", usagef("--source %s: %w", word, err)
+			} else if !info.Mode().IsRegular() {
+				return "", usagef("--source %s: %s is no file", word, what)
+			}
+		}
+		return origin, nil
+	case kind == fixtures.Stalwart:
+		return "", usagef("--source %s: %q cannot be used: a source of kind %s is =exec:PATH or =image:REF in the docker lab", word, origin, kind)
+	}
+	return "", usagef("--source %s: %q cannot be used: sources of kind %s are built by the docker lab, or stand as =reference in --lab reference", word, origin, kind)
 }
 
 // layDefect switches a defect on at every source that it is for.
@@ -124,6 +149,9 @@ func layDefect(specs []harness.SourceSpec, word, lab string) error {
 			continue
 		}
 		d, err := fixtures.DefectNamed(name)
+		if err == nil && d.Source != s.Kind {
+			continue
+		}
 		if err != nil {
 			return usagef("--defect %s: %w (`mailproof list --defects` describes them)", word, err)
 		}

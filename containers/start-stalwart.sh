@@ -1,0 +1,34 @@
+#!/bin/sh
+# Starts Stalwart in the foreground with its console on standard output, and
+# again whenever /mailproof/again is there when it ends. It runs as the first
+# process of the container. What a lab has put there before: the configuration,
+# /mailproof/hosts and the certificate.
+set -u
+
+# Names are resolved here or not at all, and at once.
+printf 'nameserver 127.0.0.1\noptions timeout:1 attempts:1\n' >/etc/resolv.conf
+cat /mailproof/hosts >>/etc/hosts
+mkdir -p /opt/stalwart/data /opt/stalwart/logs
+
+pid=
+end() {
+	rm -f /mailproof/again
+	[ -n "$pid" ] && kill -TERM "$pid" 2>/dev/null
+	exit 0
+}
+trap end TERM INT
+
+while :; do
+	stalwart --config /opt/stalwart/etc/config.toml 2>&1 &
+	pid=$!
+	echo "$pid" >/mailproof/pid
+	wait "$pid"
+	status=$?
+	if [ -f /mailproof/again ]; then
+		rm /mailproof/again
+		echo "mailproof: again"
+		continue
+	fi
+	echo "mailproof: ended: stalwart, status $status"
+	exit 70
+done
