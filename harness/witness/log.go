@@ -83,7 +83,7 @@ func (l *Log) end(err error) {
 
 func (l *Log) read() error {
 	br := bufio.NewReaderSize(l.stream, maxLine)
-	d, p := dovecot{}, newPostfix()
+	d, p, st := dovecot{}, newPostfix(), newStalwart()
 	var keys []string
 	for {
 		b, err := br.ReadSlice('\n')
@@ -99,9 +99,10 @@ func (l *Log) read() error {
 			return err // an unfinished line is no line
 		}
 		line := string(trimEnd(b))
-		program, pid, message, ok := prefix(line)
 		var r *Record
-		if ok {
+		if isStalwart(line) {
+			r = st.read(line)
+		} else if program, pid, message, ok := prefix(line); ok {
 			if r = p.read(program, pid, message, line); r == nil {
 				r = d.read(program, message, line)
 			}

@@ -110,7 +110,7 @@ type joinField struct{ key, field string }
 
 func joinFields(k Kind) []joinField {
 	switch k {
-	case Login, FailedLogin, Aborted:
+	case Login, FailedLogin, Aborted, Connection:
 		return loginJoins
 	case Transaction, Rejection:
 		return transactionJoins
