@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness/result"
@@ -80,6 +81,9 @@ func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error)
 		}
 		src := &run.Source{Name: s.Name, Kind: s.Kind, Version: s.Version, Profile: s.Profile, Origin: result.FromImage,
 			Domain: fixtures.Domain, Endpoints: SourceEndpoints(s.Kind), Announces: Announces(s.Kind), ServerName: fixtures.SourceHost(i), Addr: SourceAddr(i)}
+		if s.Kind == fixtures.Stalwart && s.Profile == fixtures.AsShipped {
+			src.Pace = 260 * time.Millisecond // it takes five a second, and closes the others
+		}
 		switch {
 		case kind == "reference":
 			src.Origin = result.FromReference

@@ -143,7 +143,7 @@ func TestMistakes(t *testing.T) {
 		{"flag of another command", []string{"list", "--lab", "reference"}, 2, []string{"--lab"}},
 		{"unexpected argument", []string{"run", "now"}, 2, []string{"now"}},
 		{"unknown lab", []string{"run", "--lab", "moon"}, 2, []string{`"moon"`, `"reference"`, `"docker"`}},
-		{"unknown kind", []string{"run", "--source", "sendmail"}, 2, []string{`--source sendmail: unknown kind "sendmail"; there is dovecot-postfix`}},
+		{"unknown kind", []string{"run", "--source", "sendmail"}, 2, []string{`--source sendmail: unknown kind "sendmail"; there are dovecot-postfix and stalwart`}},
 		{"unknown version", []string{"run", "--source", "dovecot-postfix@potato"}, 2, []string{`"potato"`, "bookworm trixie"}},
 		{"source twice", []string{"run", "--lab", "reference", "--source", "dovecot-postfix", "--source", "dovecot-postfix@trixie"}, 2, []string{"dovecot-postfix@trixie is named twice"}},
 		{"origin that cannot be", []string{"run", "--lab", "reference", "--source", "dovecot-postfix=image:x"}, 2, []string{`"image:x" cannot be used`}},

@@ -352,7 +352,7 @@ func TestInterruptedInEachPhase(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			watch := &does{when: c.when, act: cancel}
-			args := with(all, "--select", "relay.greets", "--select", "lifecycle.*")
+			args := with(all, "--select", "relay.greets", "--select", "lifecycle.greeting-*", "--select", "lifecycle.sign-in-*")
 			if c.when == "" {
 				cancel()
 			}

@@ -45,6 +45,11 @@ func TestHTTPResponses(t *testing.T) {
 		assert.Equal(t, strings.Join(u.Lines, "|"), c.lines, c.name)
 		assert.Equal(t, u.Status, u.Lines[0])
 	}
+	u, err := answered(t, "GET / HTTP/1.1", "HTTP/1.1 101 Switching Protocols\r\n\r\n\x81\x02hi")
+	assert.NilError(t, err)
+	assert.Equal(t, u.Status, "HTTP/1.1 101 Switching Protocols")
+	assert.Equal(t, string(WebSocketFrame("hi")), "\x81\x82\x00\x00\x00\x00hi")
+	assert.Equal(t, string(WebSocketFrame(strings.Repeat("x", 300))[:4]), "\x81\xfe\x01\x2c")
 	for _, c := range []struct{ text, want string }{
 		{"* OK ready\r\n", "HTTP/1.1 and a status code"},
 		{"HTTP/1.1 2000 OK\r\n", "HTTP/1.1 and a status code"},
@@ -57,5 +62,39 @@ func TestHTTPResponses(t *testing.T) {
 	} {
 		_, err := answered(t, "GET / HTTP/1.1", c.text)
 		assert.Assert(t, cmp.ErrorContains(err, c.want), "%q", c.text)
+	}
+}
+
+func TestWebSocketMessages(t *testing.T) {
+	read := func(frames string) (Unit, error) {
+		ours, theirs := net.Pipe()
+		defer ours.Close()
+		written := make(chan struct{})
+		go func() {
+			defer close(written)
+			theirs.Write([]byte("HTTP/1.1 101 Switching Protocols\r\n\r\n" + frames))
+			theirs.Close()
+		}()
+		v := NewConversation(HTTP, wire.New(t.Context(), ours, "A", wire.NewTranscript(wire.NewRedactor()), wire.Lab(), wire.Shape{}))
+		_, err := v.Next(time.Second)
+		assert.NilError(t, err)
+		assert.Assert(t, v.WebSocket())
+		u, err := v.Next(time.Second)
+		ours.Close()
+		<-written
+		return u, err
+	}
+	u, err := read("\x89\x01p\x01\x02{\"\x80\x02a}")
+	assert.NilError(t, err)
+	assert.Equal(t, u.Status, `{"a}`)
+	u, err = read("\x81\x7e\x01\x2c" + strings.Repeat("y", 300))
+	assert.NilError(t, err)
+	assert.Equal(t, len(u.Status), 300)
+	u, err = read("\x88\x00")
+	assert.NilError(t, err)
+	assert.Equal(t, u.Status, "close")
+	for _, bad := range []string{"\x81\xff", "\xf1\x00", "\x81\x7f\xff\xff\xff\xff\xff\xff\xff\xff", "\x81", strings.Repeat("\x89\x00", 65)} {
+		_, err := read(bad)
+		assert.Assert(t, err != nil, "%q", bad)
 	}
 }

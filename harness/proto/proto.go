@@ -86,6 +86,7 @@ type Conversation struct {
 	p        Protocol
 	c        *wire.Conn
 	greeted  bool
+	socket   bool     // HTTP: the connection has become a WebSocket
 	head     bool     // HTTP: the last request was a HEAD
 	commands []string // POP3: verbs whose replies have not been read
 }
@@ -101,6 +102,10 @@ func (v *Conversation) Conn() *wire.Conn { return v.c }
 
 // Protocol is what the conversation speaks.
 func (v *Conversation) Protocol() Protocol { return v.p }
+
+// WebSocket says whether an HTTP connection has become a WebSocket: what is
+// sent then are frames (see [WebSocketFrame]), and a unit is a message.
+func (v *Conversation) WebSocket() bool { return v.socket }
 
 // Greeted says whether the greeting has been read.
 func (v *Conversation) Greeted() bool { return v.greeted }
@@ -139,7 +144,12 @@ func (v *Conversation) Next(d time.Duration) (Unit, error) {
 	case ManageSieve:
 		err = r.managesieve()
 	case HTTP:
+		if v.socket {
+			err = r.websocket()
+			break
+		}
 		err = r.http()
+		v.socket = err == nil && strings.HasPrefix(r.u.Status, "HTTP/1.1 101 ")
 	default:
 		err = r.smtp()
 	}

@@ -22,6 +22,8 @@ const (
 	ProxyV1Unknown HeaderForm = "proxy-v1-unknown"
 	ProxyV2Unspec  HeaderForm = "proxy-v2-unspec"
 	ProxyV2Local   HeaderForm = "proxy-v2-local"
+	ProxyV2Mapped  HeaderForm = "proxy-v2-mapped" // IPv4 addresses written as IPv6 (::ffff:…)
+	ProxyV2TLS     HeaderForm = "proxy-v2-tls"    // with PP2_TYPE_SSL: the client spoke TLS to the proxy
 
 	BrokenV1Port      HeaderForm = "broken-v1-port"      // a port beyond 65535
 	BrokenV1Family    HeaderForm = "broken-v1-family"    // TCP4 with an IPv6 address
@@ -34,7 +36,7 @@ const (
 
 // HeaderForms lists every form.
 func HeaderForms() []HeaderForm {
-	return []HeaderForm{ProxyV1, ProxyV2, ProxyV1Unknown, ProxyV2Unspec, ProxyV2Local,
+	return []HeaderForm{ProxyV1, ProxyV2, ProxyV1Unknown, ProxyV2Unspec, ProxyV2Local, ProxyV2Mapped, ProxyV2TLS,
 		BrokenV1Port, BrokenV1Family, BrokenV1NoCRLF, BrokenV2Signature, BrokenV2Version, BrokenV2Short, BrokenV2Family}
 }
 
@@ -96,6 +98,12 @@ func (h ProxyHeader) Encode() ([]byte, error) {
 		}
 		pp.SourceAddr = net.TCPAddrFromAddrPort(src)
 		pp.DestinationAddr = net.TCPAddrFromAddrPort(dst)
+	}
+	if h.Form == ProxyV2Mapped {
+		pp.TransportProtocol = proxyproto.TCPv6
+	}
+	if h.Form == ProxyV2TLS && len(h.TLVs) == 0 {
+		h.TLVs = []TLV{SSLTLV("TLSv1.3")}
 	}
 	if len(h.TLVs) > 0 {
 		var tlvs []proxyproto.TLV

@@ -52,12 +52,24 @@ func (e *env) Lookup(r script.Ref) (value, secret string, err error) {
 		return e.target.Proxy.ServerName, "", nil
 	case "source-name":
 		return e.source.ServerName, "", nil
+	case "source-address":
+		a := e.source.Addr(Proxy, e.family)
+		if !a.IsValid() {
+			return "", "", &missingVantage{Proxy, e.family}
+		}
+		return a.String(), "", nil
 	case "basic":
 		a, ok := e.accounts[arg]
 		if !ok {
 			return "", "", fmt.Errorf("there is no account %q", arg)
 		}
 		return b64(a.Address + ":" + a.Password), arg, nil
+	case "basic-wrong":
+		a, ok := e.accounts[arg]
+		if !ok {
+			return "", "", fmt.Errorf("there is no account %q", arg)
+		}
+		return b64(a.Address + ":" + e.wrong), "wrong", nil
 	case "client-port":
 		return strconv.Itoa(int(e.port)), "", nil
 	case "public-port":

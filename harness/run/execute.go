@@ -43,6 +43,7 @@ type execution struct {
 	// log was last seen to be complete. While they agree, a record that is
 	// missing stays missing.
 	sends, flushed int
+	changed        change
 }
 
 // A session is one open connection of an execution.
@@ -92,6 +93,11 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
 		err = x.phases()
 	}
 	x.cleanup()
+	if perr := x.putBack(); perr != nil {
+		err = fmt.Errorf("%s could not be put back as it was, and is not judged any further: %w", it.source.Name, perr)
+		res.Findings = nil
+		r.setSpoiled(it.source, err.Error())
+	}
 	res.Transcript = x.tr.String()
 	x.judge(err)
 	return res
@@ -233,6 +239,8 @@ func (x *execution) step(st script.Step) error {
 		return x.logged(st)
 	case *script.Barrier:
 		return x.barrier()
+	case *script.Act:
+		return x.act(st)
 	case *script.If:
 		if x.item.holds(st.Conds) {
 			return x.steps(st.Then)
@@ -267,6 +275,9 @@ func (x *execution) open(o *script.Open) error {
 	if old := x.conns[o.Name]; old != nil {
 		old.conn.Close()
 	}
+	if err := x.pace(o, ep, v); err != nil {
+		return err
+	}
 	dctx, cancel := context.WithTimeout(x.ctx, dl.Dial)
 	nc, err := v.Dial(dctx, to)
 	cancel()
@@ -274,7 +285,11 @@ func (x *execution) open(o *script.Open) error {
 		return x.dialFailed(o, ep, to, err)
 	}
 	x.tr.Add(o.Name, wire.Note, false, fmt.Sprintf("%s -> %s %s to %s", nc.LocalAddr(), to, o.Vantage, ep.Name))
-	conn := wire.New(x.ctx, nc, o.Name, x.tr, dl, x.r.opts.Shape)
+	shape := x.r.opts.Shape
+	if o.Shape != "" {
+		shape, _ = wire.ShapeNamed(o.Shape)
+	}
+	conn := wire.New(x.ctx, nc, o.Name, x.tr, dl, shape)
 	s := &session{open: o, endpoint: ep, conn: conn, conv: proto.NewConversation(proto.Protocol(o.Protocol), conn)}
 	x.conns[o.Name] = s
 	for _, wg := range x.item.witnesses {
@@ -291,7 +306,7 @@ func (x *execution) open(o *script.Open) error {
 		if err := x.announce(o, s); err != nil {
 			return err
 		}
-	case !o.For.Empty() && o.Target == "source" && x.item.source.Announces == ByPROXY:
+	case !o.For.Empty() && o.Target == "source" && ep.Name != "smtp" && x.item.source.Announces == ByPROXY:
 		if err := x.announceFor(o, s); err != nil {
 			return err
 		}
@@ -343,6 +358,7 @@ func addrPort(s string) (netip.AddrPort, error) {
 }
 
 // announceFor sends the header that a proxy sends for a client of its own.
+// Port 25 is not among what a proxy announces on.
 func (x *execution) announceFor(o *script.Open, s *session) error {
 	v, _, err := o.For.Expand(x.env)
 	if err != nil {
@@ -490,7 +506,11 @@ func (x *execution) send(st *script.Send) error {
 			line, _, _ := strings.Cut(shown, "\r\n")
 			s.sent, s.sentAt = line, time.Now()
 			s.conv.Sent(line)
-			return x.failed(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+line)
+			octets := []byte(actual)
+			if s.conv.WebSocket() {
+				octets = proto.WebSocketFrame(strings.TrimRight(actual, "\r\n"))
+			}
+			return x.failed(st.Pos, s, s.conn.Send(shown, octets), "to send "+line)
 		}
 		shown = fmt.Sprintf("[%d octets of %s]", len(actual), name)
 		return x.failed(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+name)
@@ -742,7 +762,7 @@ func (x *execution) closed(st *script.Closed) error {
 	if err == nil {
 		extra, _, err = s.conn.WaitClose(d)
 	}
-	if err == nil && extra == "" {
+	if err == nil && (extra == "" || s.endpoint.TLS == "implicit" && !s.conn.TLS() && isAlert(extra)) {
 		s.conn.Close()
 		return nil
 	}
@@ -759,6 +779,10 @@ func (x *execution) closed(st *script.Closed) error {
 	x.find(st.Pos, f)
 	return nil
 }
+
+// isAlert says whether octets are those of a TLS alert: the end of a session
+// that never began.
+func isAlert(s string) bool { return strings.HasPrefix(s, "\x15\x03") }
 
 // redacted removes the secrets of this execution from what the source said.
 func (x *execution) redacted(s string) string { return x.tr.Redact(s) }

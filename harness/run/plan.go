@@ -155,6 +155,9 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 				}
 				continue
 			}
+			if len(o.Select) == 0 && !ofKind(src.Kind, s.Needs) {
+				continue // a claim about another kind of source, which nobody asked for
+			}
 			items := expand(t, src, s, o)
 			if o.OneFacet != nil && o.OneFacet(src.Name, s) {
 				items = oneFacet(items)
@@ -261,6 +264,19 @@ func oneFacet(items []*item) []*item {
 	return items[:min(1, len(items))]
 }
 
+// ofKind says whether a scenario is about sources of a kind.
+func ofKind(kind string, needs []string) bool {
+	named := false
+	for _, n := range needs {
+		if k, _, _ := strings.Cut(n, "@"); k == kind {
+			return true
+		} else if k == "dovecot-postfix" || k == "stalwart" || k == "generic" {
+			named = true
+		}
+	}
+	return !named
+}
+
 // meets answers "needs" by what the target was declared to be.
 func meets(t *Target, src *Source, needs []string) bool {
 	kinds, kindMet := 0, false
@@ -277,7 +293,7 @@ func meets(t *Target, src *Source, needs []string) bool {
 		default:
 			kinds++
 			kind, version, _ := strings.Cut(n, "@")
-			if kind == src.Kind && (version == "" || version == src.Version) {
+			if kind == src.Kind && (version == "" || version == src.Version || version == src.Profile) {
 				kindMet = true
 			}
 		}
@@ -290,7 +306,7 @@ func (it *item) holds(conds []string) bool {
 	for _, c := range conds {
 		kind, version, _ := strings.Cut(c, "@")
 		switch {
-		case kind == it.source.Kind && (version == "" || version == it.source.Version),
+		case kind == it.source.Kind && (version == "" || version == it.source.Version || version == it.source.Profile),
 			c == it.facet.Family, c == it.facet.TLS, c == it.facet.Endpoint, c == it.source.Profile:
 			return true
 		}

@@ -34,13 +34,16 @@ type runner struct {
 	serial   atomic.Uint64
 	barriers atomic.Uint64
 
+	pacer pacer
+
 	handshakes atomic.Int64 // TLS handshakes begun, for benchmarks
 
 	upMu sync.Mutex
 	isUp map[*Source]bool
 
-	deadMu sync.Mutex
-	dead   map[*Source]string // why a log proves nothing, once that was seen
+	deadMu  sync.Mutex
+	dead    map[*Source]string // why a log proves nothing, once that was seen
+	spoiled map[*Source]string // why a source is not judged any further
 }
 
 // HashMismatch says that the plan is not the one that was approved.
@@ -64,7 +67,7 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 	}
 	r := &runner{target: t, opts: o, plan: plan, seed: o.Seed,
 		logs: make(map[*Source]*witness.Log), logWhy: make(map[*Source]string),
-		alone: make(map[*Source]*sync.RWMutex), isUp: make(map[*Source]bool), dead: make(map[*Source]string)}
+		alone: make(map[*Source]*sync.RWMutex), isUp: make(map[*Source]bool), dead: make(map[*Source]string), spoiled: make(map[*Source]string)}
 	if r.seed == "" {
 		r.seed = drawSeed()
 	}
@@ -260,6 +263,11 @@ func (r *runner) isolated(ctx context.Context, it *item) result.Result {
 		mu.RLock()
 		defer mu.RUnlock()
 	}
+	if why := r.isSpoiled(it.source); why != "" {
+		res := it.blank()
+		res.Verdict, res.Reason = result.Error, why
+		return res
+	}
 	return r.execute(ctx, it)
 }
 
@@ -358,6 +366,19 @@ func (r *runner) silent(s *Source) string {
 	r.deadMu.Lock()
 	defer r.deadMu.Unlock()
 	return r.dead[s]
+}
+
+// setSpoiled says that a source is not what it was declared to be any more.
+func (r *runner) setSpoiled(s *Source, why string) {
+	r.deadMu.Lock()
+	defer r.deadMu.Unlock()
+	r.spoiled[s] = why
+}
+
+func (r *runner) isSpoiled(s *Source) string {
+	r.deadMu.Lock()
+	defer r.deadMu.Unlock()
+	return r.spoiled[s]
 }
 
 func (r *runner) setSilent(s *Source, why string) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/mailproof/mailproof/harness/result"
 )
@@ -138,6 +139,10 @@ type Source struct {
 	// Announces is how a proxy tells this source of a client: by XCLIENT and
 	// IMAP ID inside the session, or by a PROXY header before it.
 	Announces Announcement
+	// Pace is the least time between two connections to its SMTP ports that it
+	// holds against the same address; 0 where it counts none. Scenarios with
+	// the hazard "flood" do not keep to it.
+	Pace time.Duration
 	// Admin changes its settings while it runs; nil where nobody may.
 	Admin Admin
 }

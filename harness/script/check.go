@@ -176,6 +176,8 @@ func (c *checker) step(st Step) {
 			c.flush(st.Name, cs)
 			cs.closed = !st.Half
 		}
+	case *Act:
+		c.checkAct(st)
 	case *Witness:
 		c.witness(st)
 	case *If:
@@ -338,7 +340,7 @@ func (c *checker) ref(pos Pos, r Ref, col int, sends bool) {
 			c.add(pos, col, "open it first", "there is no connection %s", r.Args[0])
 		}
 		return
-	case "basic", "sasl.plain", "sasl.wrong", "sasl.user", "sasl.secret":
+	case "basic", "basic-wrong", "sasl.plain", "sasl.wrong", "sasl.user", "sasl.secret":
 		want(1, "${"+r.Name+" alice}")
 		return
 	case "xclient", "ip4", "ip6":

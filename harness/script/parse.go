@@ -247,9 +247,15 @@ func (p *parser) headerField(h *Header, key, value string, line int) {
 	}
 }
 
-// versions lists the kind@version words that conditions and needs may use.
+// versions lists the kind@version and kind@profile words that conditions and needs may use.
 func versions(kinds []string) []string {
-	return []string{"dovecot-postfix@bullseye", "dovecot-postfix@bookworm", "dovecot-postfix@trixie", "stalwart@0.15.5"}
+	words := []string{"dovecot-postfix@bullseye", "dovecot-postfix@bookworm", "dovecot-postfix@trixie", "stalwart@0.15.5"}
+	for _, k := range kinds {
+		for _, p := range profiles {
+			words = append(words, k+"@"+p)
+		}
+	}
+	return words
 }
 
 // source is a sequence of lines to parse steps from.
@@ -340,6 +346,11 @@ func (p *parser) step(src *source, i int) ([]Step, int) {
 			p.add(pos, col, nearest(words[1], shapes), "unknown shape %q", words[1])
 		}
 		return one(&Shape{pos, words[0], words[1]})
+	case "source":
+		if a := p.act(pos, rest, col+7); a != nil {
+			return one(a)
+		}
+		return one(nil)
 	case "barrier":
 		if rest != "" {
 			p.add(pos, col, "", "barrier takes nothing")
@@ -370,7 +381,7 @@ func (p *parser) isConn(pos Pos, col int, name string) bool {
 
 // open parses what follows "open".
 func (p *parser) open(pos Pos, rest string, col int) *Open {
-	const form = "write: open NAME PROTOCOL source[.ENDPOINT] from VANTAGE [for ADDRESS] [tls none|implicit] [announce FORM SRC DST]"
+	const form = "write: open NAME PROTOCOL source[.ENDPOINT] from VANTAGE [for ADDRESS] [shape SHAPE] [tls none|implicit] [announce FORM SRC DST]"
 	words, err := splitQuoted(rest)
 	if err != nil || len(words) < 5 || words[3] != "from" {
 		p.add(pos, col, form, "open is not complete")
@@ -411,12 +422,17 @@ func (p *parser) open(pos Pos, rest string, col int) *Open {
 		case words[0] == "for" && len(words) >= 2:
 			o.For = p.template(pos, words[1], col)
 			words = words[2:]
+		case words[0] == "shape" && len(words) >= 2:
+			if o.Shape = words[1]; !contains(shapes, o.Shape) {
+				p.add(pos, col, nearest(o.Shape, shapes), "unknown shape %q", o.Shape)
+			}
+			words = words[2:]
 		case words[0] == "announce" && len(words) >= 2:
 			o.Announce = words[1]
 			if !contains(headerForms, o.Announce) {
 				p.add(pos, col, nearest(o.Announce, headerForms), "unknown header form %q", o.Announce)
 			}
-			if len(words) >= 4 && words[2] != "tls" {
+			if len(words) >= 4 && words[2] != "tls" && words[2] != "shape" {
 				o.Src = p.template(pos, words[2], col)
 				o.Dst = p.template(pos, words[3], col)
 				words = words[4:]

@@ -66,6 +66,9 @@ func (o *Open) String() string {
 	if !o.For.Empty() {
 		s += " for " + o.For.src
 	}
+	if o.Shape != "" {
+		s += " shape " + o.Shape
+	}
 	if o.TLS != "" {
 		s += " tls " + o.TLS
 	}

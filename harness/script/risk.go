@@ -107,6 +107,8 @@ func (s *Scenario) Risk() Risk {
 	r := R0
 	s.Walk(func(st Step) {
 		switch st := st.(type) {
+		case *Act:
+			r = R5
 		case *Open:
 			protocol[st.Name] = st.Protocol
 		case *Send:
@@ -200,7 +202,7 @@ func (b *blamer) steps(steps []Step) {
 			}
 			b.sent[st.Name] = st.Text.src
 			for _, r := range st.Text.Refs() {
-				if r.Name == "sasl.wrong" || r.Name == "wrong" {
+				if r.Name == "sasl.wrong" || r.Name == "basic-wrong" || r.Name == "wrong" {
 					bl := b.by[o.Vantage]
 					bl.FailedSignIns++
 					b.by[o.Vantage] = bl

@@ -78,6 +78,7 @@ type Open struct {
 	// For is the client that the connection is made for: where the source is
 	// told of clients by PROXY header, one of version 2 comes first.
 	For      Template
+	Shape    string // how it writes from the first octet on, or ""
 	Announce string // a PROXY header's form, or ""
 	Src, Dst Template
 }
@@ -298,6 +299,9 @@ func (s *Scenario) refs(f func(Ref)) {
 			each(st.For.Refs())
 			each(st.Src.Refs())
 			each(st.Dst.Refs())
+		case *Act:
+			each(st.Name.Refs())
+			each(st.Value.Refs())
 		case *Send:
 			each(st.Text.Refs())
 		case *Reply:
@@ -374,7 +378,7 @@ func (s *Scenario) holdsFor(conds []string, kind, version, profile string) bool 
 		}
 	}
 	for _, c := range conds {
-		if c == kind || c == kind+"@"+version || c == profile || c == "ip4" || c == "starttls" && starttls || c == endpoint && c != "" {
+		if c == kind || c == kind+"@"+version || c == kind+"@"+profile || c == profile || c == "ip4" || c == "starttls" && starttls || c == endpoint && c != "" {
 			return true
 		}
 	}

@@ -13,11 +13,11 @@ var (
 	witnessKinds = []string{"login", "failed-login", "transaction", "rejection", "message"}
 	witnessWords = []string{"log", "message", "capability", "effect"}
 	hazards      = []string{"ban", "flood", "loop", "restart"}
-	headerForms  = []string{"proxy-v1", "proxy-v2", "proxy-v1-unknown", "proxy-v2-unspec", "proxy-v2-local",
+	headerForms  = []string{"proxy-v1", "proxy-v2", "proxy-v1-unknown", "proxy-v2-unspec", "proxy-v2-local", "proxy-v2-mapped", "proxy-v2-tls",
 		"broken-v1-port", "broken-v1-family", "broken-v1-no-crlf", "broken-v2-signature", "broken-v2-version", "broken-v2-short", "broken-v2-family"}
 	shapes     = []string{"normal", "one-byte", "joined", "split-crlf", "paused"}
 	tlsModes   = []string{"none", "implicit"}
-	stepWords  = []string{"open", "use", "upgrade", "close", "shut", "shape", "witness", "barrier", "if", "for"}
+	stepWords  = []string{"open", "use", "upgrade", "close", "shut", "shape", "witness", "barrier", "source", "if", "for"}
 	headerKeys = []string{"id", "claim", "level", "requirements", "spec", "means", "needs", "over", "families", "isolation", "witness", "hazards"}
 	kinds      = []string{"dovecot-postfix", "stalwart", "generic"}
 	profiles   = []string{"as-shipped", "instrumented"}
@@ -72,7 +72,9 @@ func Variables() []Variable {
 		{"public-port", "the public port of the facet's endpoint"},
 		{"public-name", "the host name that clients know the proxy by"},
 		{"source-name", "the source's own host name, which clients need not know"},
+		{"source-address", "the address that the proxy reaches the source at"},
 		{"basic", "HTTP Basic credentials of an account: ${basic alice}"},
+		{"basic-wrong", "the same with a wrong password"},
 		{"xclient", "an address as SMTP spells it, with IPV6: where needed: ${xclient client}"},
 		{"ip4", "a name's address in IPv4 whatever the facet: ${ip4 client}"},
 		{"ip6", "the same in IPv6: ${ip6 client}"},
@@ -92,7 +94,7 @@ func (r Ref) user() (string, bool) {
 		return r.Name[len("user."):], true
 	case strings.HasPrefix(r.Name, "secret."):
 		return r.Name[len("secret."):], true
-	case (strings.HasPrefix(r.Name, "sasl.") || r.Name == "basic") && len(r.Args) == 1:
+	case (strings.HasPrefix(r.Name, "sasl.") || r.Name == "basic" || r.Name == "basic-wrong") && len(r.Args) == 1:
 		return r.Args[0], true
 	}
 	return "", false
@@ -100,7 +102,7 @@ func (r Ref) user() (string, bool) {
 
 // secret says whether a reference's value must never be shown.
 func (r Ref) secret() bool {
-	return strings.HasPrefix(r.Name, "secret.") || r.Name == "basic" || strings.HasPrefix(r.Name, "sasl.") || r.Name == "wrong"
+	return strings.HasPrefix(r.Name, "secret.") || r.Name == "basic" || r.Name == "basic-wrong" || strings.HasPrefix(r.Name, "sasl.") || r.Name == "wrong"
 }
 
 // file names the attached file that a reference is about.
