@@ -143,6 +143,11 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 	for _, e := range o.Exclude {
 		excluded[e.ID] = e.Reason
 	}
+	// Claims about kinds of sources that are not there are left out, unless
+	// they are all that was asked for: then that must be told.
+	some := slices.ContainsFunc(chosen, func(s *script.Scenario) bool {
+		return slices.ContainsFunc(t.Sources, func(src *Source) bool { return ofKind(src.Kind, s.Needs) })
+	})
 	maxRisk := script.R0
 	for _, src := range t.Sources {
 		for _, s := range chosen {
@@ -155,8 +160,8 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 				}
 				continue
 			}
-			if len(o.Select) == 0 && !ofKind(src.Kind, s.Needs) {
-				continue // a claim about another kind of source, which nobody asked for
+			if some && !ofKind(src.Kind, s.Needs) {
+				continue // a claim about another kind of source
 			}
 			items := expand(t, src, s, o)
 			if o.OneFacet != nil && o.OneFacet(src.Name, s) {
