@@ -1,7 +1,6 @@
 package run
 
 import (
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/mailproof/mailproof/harness/script"
+	"github.com/mailproof/mailproof/harness/witness"
 )
 
 // env gives the variables of one execution their values.
@@ -123,7 +123,7 @@ func (e *env) Lookup(r script.Ref) (value, secret string, err error) {
 			return dotStuff(text), "", nil
 		case "sha256":
 			_, body, _ := strings.Cut(text, "\r\n\r\n")
-			sum := sha256.Sum256([]byte(body))
+			sum := witness.BodySum([]byte(body))
 			return hex.EncodeToString(sum[:]), "", nil
 		}
 		return text, "", nil

@@ -136,14 +136,52 @@ func noSelect(attrs []imap.MailboxAttr) bool {
 	return false
 }
 
+// lookedThrough is how many of the newest messages are looked through where
+// the server's own search finds nothing.
+const lookedThrough = 100
+
+// uids finds the messages with a Message-ID in the selected mailbox. Stalwart
+// searches some header fields alone, and this one is not among them: there the
+// newest messages are looked through.
+func (m *Mailbox) uids(messageID string) ([]imap.UID, error) {
+	id := "<" + messageID + ">"
+	data, err := m.c.UIDSearch(&imap.SearchCriteria{Header: []imap.SearchCriteriaHeaderField{{Key: "Message-ID", Value: id}}}, nil).Wait()
+	if err != nil {
+		return nil, err
+	}
+	if uids := data.AllUIDs(); len(uids) > 0 {
+		return uids, nil
+	}
+	box := m.c.Mailbox()
+	if box == nil || box.NumMessages == 0 {
+		return nil, nil
+	}
+	first := uint32(1)
+	if box.NumMessages > lookedThrough {
+		first = box.NumMessages - lookedThrough + 1
+	}
+	var newest imap.SeqSet
+	newest.AddRange(first, box.NumMessages)
+	section := &imap.FetchItemBodySection{Specifier: imap.PartSpecifierHeader, HeaderFields: []string{"Message-ID"}, Peek: true}
+	msgs, err := m.c.Fetch(newest, &imap.FetchOptions{UID: true, BodySection: []*imap.FetchItemBodySection{section}}).Collect()
+	if err != nil {
+		return nil, err
+	}
+	var uids []imap.UID
+	for _, msg := range msgs {
+		_, value, _ := strings.Cut(string(msg.FindBodySection(section)), ":")
+		if strings.Join(strings.Fields(value), " ") == id {
+			uids = append(uids, msg.UID)
+		}
+	}
+	return uids, nil
+}
+
 func (m *Mailbox) find(box, messageID string) (*Record, error) {
-	data, err := m.c.UIDSearch(&imap.SearchCriteria{
-		Header: []imap.SearchCriteriaHeaderField{{Key: "Message-ID", Value: "<" + messageID + ">"}},
-	}, nil).Wait()
+	uids, err := m.uids(messageID)
 	if err != nil {
 		return nil, fmt.Errorf("reading the mailbox: search in %s: %w", box, err)
 	}
-	uids := data.AllUIDs()
 	if len(uids) == 0 {
 		return nil, nil
 	}
@@ -180,12 +218,22 @@ func messageRecord(box string, count int, raw []byte) (*Record, error) {
 	}
 	_, body, _ := bytes.Cut(raw, []byte("\r\n\r\n"))
 	r.set("body", string(body))
-	sum := sha256.Sum256(body)
+	sum := BodySum(body)
 	r.set("body-sha256", hex.EncodeToString(sum[:]))
 	for _, v := range r.Fields["Received"] {
 		r.Lines = append(r.Lines, "Received: "+v)
 	}
 	return r, nil
+}
+
+// BodySum is the SHA-256 of a body whose last line has its end: Stalwart drops
+// the one before the dot that ends DATA, and DKIM takes no notice of it
+// (RFC 6376, section 3.4.3).
+func BodySum(body []byte) [sha256.Size]byte {
+	if len(body) > 0 && !bytes.HasSuffix(body, []byte("\r\n")) {
+		body = append(bytes.Clone(body), '\r', '\n')
+	}
+	return sha256.Sum256(body)
 }
 
 // ErrNoMessage says that the message had not arrived in time.
@@ -231,13 +279,10 @@ func (m *Mailbox) Await(ctx context.Context, messageID string, done <-chan struc
 
 // Remove deletes the message from INBOX for good.
 func (m *Mailbox) Remove(messageID string) error {
-	data, err := m.c.UIDSearch(&imap.SearchCriteria{
-		Header: []imap.SearchCriteriaHeaderField{{Key: "Message-ID", Value: "<" + messageID + ">"}},
-	}, nil).Wait()
+	uids, err := m.uids(messageID)
 	if err != nil {
 		return fmt.Errorf("removing a message: %w", err)
 	}
-	uids := data.AllUIDs()
 	if len(uids) == 0 {
 		return nil
 	}
