@@ -578,7 +578,7 @@ func RemedyLayer(r result.Remedy) (fixtures.Layer, bool) {
 		if c.Layer == "" {
 			continue
 		}
-		if c.Layer == "postfix/main.cf" || c.Layer == "postfix/master.cf" || strings.HasPrefix(c.Layer, "dovecot/") {
+		if c.Layer == "postfix/main.cf" || c.Layer == "postfix/master.cf" || strings.HasPrefix(c.Layer, "dovecot/") || strings.HasPrefix(c.Layer, "stalwart/") {
 			l.Files[c.Layer] += c.Text + "\n"
 		}
 	}

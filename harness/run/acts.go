@@ -131,6 +131,17 @@ func (x *execution) touch(names ...string) error {
 	return nil
 }
 
+// unban takes back the bans that a scenario with that hazard may have earned.
+func (x *execution) unban() error {
+	admin := x.item.source.Admin
+	if admin == nil || !slices.Contains(x.item.scenario.Hazards, "ban") {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), putBackFor)
+	defer cancel()
+	return admin.Unblock(ctx)
+}
+
 // putBack undoes what the execution has changed of its source. A source that
 // cannot be put back is not judged any further.
 func (x *execution) putBack() error {

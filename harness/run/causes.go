@@ -13,7 +13,7 @@ const dp = "dovecot-postfix"
 // causes lists what can be wrong, in the order in which it is looked for: what
 // would explain the most comes first.
 func causes() []cause {
-	return []cause{
+	all := []cause{
 		{"MP-NAT", "", causeNAT},
 		{"DX-19", dp, causeInetProtocols},
 		{"DX-16", "", causeDeadEndpoint},
@@ -45,6 +45,7 @@ func causes() []cause {
 		{"MP-CLEARTEXT", dp, causeCleartext},
 		{"MP-XCLIENT-25", dp, causeXclientOn25},
 	}
+	return append(all, stalwartCauses()...)
 }
 
 // ---- remedies in the words of Dovecot and Postfix

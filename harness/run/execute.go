@@ -93,7 +93,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
 		err = x.phases()
 	}
 	x.cleanup()
-	if perr := x.putBack(); perr != nil {
+	if perr := errors.Join(x.putBack(), x.unban()); perr != nil {
 		err = fmt.Errorf("%s could not be put back as it was, and is not judged any further: %w", it.source.Name, perr)
 		res.Findings = nil
 		r.setSpoiled(it.source, err.Error())
@@ -762,7 +762,7 @@ func (x *execution) closed(st *script.Closed) error {
 	if err == nil {
 		extra, _, err = s.conn.WaitClose(d)
 	}
-	if err == nil && (extra == "" || s.endpoint.TLS == "implicit" && !s.conn.TLS() && isAlert(extra)) {
+	if err == nil && (extra == "" || s.open.Announce != "" && s.endpoint.TLS == "implicit" && !s.conn.TLS() && isAlert(extra)) {
 		s.conn.Close()
 		return nil
 	}

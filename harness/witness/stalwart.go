@@ -203,6 +203,8 @@ func (s *stalwart) read(line string) *Record {
 		return e.login(Login)
 	case e.session && e.name == "auth.failed":
 		return e.login(FailedLogin)
+	case e.name == "auth.success", e.name == "auth.failed":
+		return e.lost()
 	case e.session && strings.HasSuffix(e.name, ".connection-start"):
 		return e.record(Connection)
 	case strings.HasPrefix(e.name, "queue."), strings.HasPrefix(e.name, "message-ingest."), strings.HasPrefix(e.name, "delivery."):
@@ -259,6 +261,30 @@ func (e *event) login(kind Kind) *Record {
 	r.set("user", e.get("accountName"))
 	r.set("reason", e.name)
 	r.Ambiguous = e.contradicted("accountName")
+	return r
+}
+
+// lost is a sign-in that Stalwart logged without its session. Its threads hand
+// lines over one by one, and a line that is collected before the one that
+// began its session does not get the session's keys. A refused sign-in names
+// the address itself, first of all; of the others the address is not known.
+func (e *event) lost() *Record {
+	r := &Record{Kind: Login, Lines: []string{e.line}}
+	r.set("user", e.get("accountName"))
+	r.set("reason", e.name)
+	if e.name == "auth.failed" && len(e.keys) > 0 && e.keys[0].key == "remoteIp" {
+		r.Kind = FailedLogin
+		r.set("rip", e.keys[0].value)
+		e.ip = e.keys[0].value
+		if why := e.contradicted("accountName"); why != "" {
+			r.Ambiguous = why
+		}
+		return r
+	}
+	if e.name == "auth.failed" {
+		r.Kind = FailedLogin
+	}
+	r.Ambiguous = "Stalwart logged this sign-in without its session, and so without an address: its log lost the session's beginning; judge it again"
 	return r
 }
 

@@ -43,6 +43,20 @@ func TestStalwartLogins(t *testing.T) {
 			assert.Assert(t, strings.Contains(r.Ambiguous, c.ambiguous), c.name)
 		}
 	}
+	// Lines that lost their session.
+	r := newStalwart().read(`2026-11-23T23:40:31Z DEBUG Authentication failed (auth.failed) remoteIp = 203.0.113.60, accountName = "alice@example.test", id = "b0"`)
+	assert.Equal(t, r.Kind, FailedLogin)
+	assert.Equal(t, r.Get("rip"), "203.0.113.60")
+	assert.Equal(t, r.Ambiguous, "")
+	for _, line := range []string{
+		`2026-11-23T23:33:22Z INFO A (auth.success) accountName = "alice", accountId = 2`,
+		`2026-11-23T23:33:22Z INFO A (auth.success) remoteIp = 1.2.3.4, remotePort = 5, accountName = "alice"`,
+		`2026-11-23T23:33:22Z INFO A (auth.success) accountName = "x", listenerId = "imap", localPort = 143, remoteIp = 1.2.3.4, remotePort = 5`,
+		`2026-11-23T23:33:22Z INFO A (auth.failed) accountName = "x", remoteIp = 1.2.3.4`,
+	} {
+		r := newStalwart().read(line)
+		assert.Assert(t, r.Ambiguous != "" && r.Get("rip") == "", line)
+	}
 	rs := follow(t, []string{Key("user", "alice@example.test")},
 		`2026-11-23T23:33:22Z INFO Authentication successful (auth.success) `+session+`, accountName = "alice@example.test", accountId = 2`)
 	assert.Equal(t, len(rs), 1)
@@ -52,8 +66,6 @@ func TestWhatIsNoStalwartRecord(t *testing.T) {
 	s := newStalwart()
 	for _, line := range []string{
 		``, `2026-11-23T23:33:22Z `, `2026-11-23T23:33:22Z INFO nothing`,
-		`2026-11-23T23:33:22Z INFO A (auth.success) remoteIp = 1.2.3.4, remotePort = 5, accountName = "alice"`,
-		`2026-11-23T23:33:22Z INFO A (auth.success) accountName = "x", listenerId = "imap", localPort = 143, remoteIp = 1.2.3.4, remotePort = 5`,
 		`2026-11-23T23:33:25Z WARN Proxy protocol error (network.proxy-error) listenerId = "imap", localIp = ::, localPort = 143, tls = false, reason = "invalid proxy header"`,
 		`x 2026-11-23T23:33:22Z INFO Authentication successful (auth.success) listenerId = "sieve", localPort = 4190, remoteIp = 203.0.113.7, remotePort = 41005`,
 	} {
