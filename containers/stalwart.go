@@ -152,7 +152,9 @@ type stalwart struct {
 	l        *Lab
 	src      *source
 	secret   string
+	keys     fixtures.Keys // all that was laid
 	database fixtures.Keys
+	stored   fixtures.Keys // stored last, and not brought into force
 	guide    []run.Setting
 }
 
@@ -167,13 +169,15 @@ func (l *Lab) startStalwart(ctx context.Context, i int, s harness.SourceSpec, im
 	}
 	src := &source{name: s.Name, index: i, pool: harness.NewAccountPoolOf(i, stalwartPool), journal: newJournal(), layers: layers}
 	st := &stalwart{l: l, src: src, secret: rand.Text()}
+	recipe, err := harness.StalwartGuide(i, s)
+	if err != nil {
+		return nil, asStart(s.Name, StageOverlay, "the guide's recipe", err)
+	}
 	files, err := st.lay(i, layers, l.ca)
 	if err != nil {
 		return nil, asStart(s.Name, StageOverlay, "its layers", err)
 	}
-	if st.guide, err = harness.StalwartGuide(i, s); err != nil {
-		return nil, asStart(s.Name, StageOverlay, "the guide's recipe", err)
-	}
+	st.guide = followed(st.keys, recipe)
 	src.stalwart = st
 	var joints []joint
 	for _, n := range fixtures.Networks() {
@@ -202,6 +206,7 @@ func (l *Lab) startStalwart(ctx context.Context, i int, s harness.SourceSpec, im
 // database.
 func (st *stalwart) lay(i int, layers []harness.Laid, ca *fixtures.Authority) ([]file, error) {
 	keys := fixtures.Keys{}
+	st.stored = fixtures.Keys{}
 	var files []file
 	put := func(path string, mode int64, text string) { files = append(files, file{path, mode, []byte(text)}) }
 	// Stalwart asks a public server about spam; where its name cannot be
@@ -215,6 +220,10 @@ func (st *stalwart) lay(i int, layers []harness.Laid, ca *fixtures.Authority) ([
 			switch text := l.Files[p]; {
 			case p == "etc/hosts":
 				hosts += text + "\n"
+			case p == fixtures.StoredFile:
+				if err := st.stored.ParseKeys(p, text); err != nil {
+					return nil, bad(err)
+				}
 			case strings.HasPrefix(p, "stalwart/") && fixtures.IsConfig(p):
 				if err := keys.ParseKeys(p, text); err != nil {
 					return nil, bad(err)
@@ -226,6 +235,7 @@ func (st *stalwart) lay(i int, layers []harness.Laid, ca *fixtures.Authority) ([
 			}
 		}
 	}
+	st.keys = maps.Clone(keys)
 	local, database := keys.Split()
 	st.database = database
 	local["authentication.fallback-admin.user"] = "admin"
@@ -240,6 +250,22 @@ func (st *stalwart) lay(i int, layers []harness.Laid, ca *fixtures.Authority) ([
 	put("/mailproof/hosts", 0o644, hosts)
 	put("/mailproof/start", 0o755, startStalwartScript)
 	return files, nil
+}
+
+// followed is what of a source's settings follows the guide, whatever its
+// listeners are called: the networks whose headers are taken, and the other
+// settings that the guide names.
+func followed(keys fixtures.Keys, recipe []run.Setting) []run.Setting {
+	var out []run.Setting
+	for _, name := range keys.Sorted() {
+		listener, ok := strings.CutPrefix(name, "server.listener.")
+		id, field, _ := strings.Cut(listener, ".")
+		named := slices.ContainsFunc(recipe, func(s run.Setting) bool { return s.Name == name })
+		if named || strings.HasPrefix(name, "server.proxy.") || ok && id != fixtures.StalwartManagement && strings.HasPrefix(field, "proxy.") {
+			out = append(out, run.Setting{Name: name, Value: keys[name]})
+		}
+	}
+	return out
 }
 
 // settle waits until the server answers and gives it what its file cannot
@@ -313,6 +339,13 @@ func (st *stalwart) settle(ctx context.Context) error {
 		}
 	case err != nil:
 		return failed("its reload", err)
+	}
+	stored := make([]run.Setting, 0, len(st.stored))
+	for _, name := range st.stored.Sorted() {
+		stored = append(stored, run.Setting{Name: name, Value: st.stored[name]})
+	}
+	if err := st.Insert(ctx, stored); err != nil {
+		return failed("its settings", err)
 	}
 	st.l.watch(src.name, src.journal)
 	return nil
@@ -418,7 +451,7 @@ func (st *stalwart) Restart(ctx context.Context) error {
 	return nil
 }
 
-// Guide is what the guide has an operator set on this source.
+// Guide is what of the guide this source follows.
 func (st *stalwart) Guide() []run.Setting { return slices.Clone(st.guide) }
 
 // config returns the configuration file, and what is stored in the database.

@@ -20,11 +20,14 @@ type Starter func(ctx context.Context, specs []SourceSpec) (*Target, func(contex
 
 // ProveOptions say what is proved, and where.
 type ProveOptions struct {
-	Lab      string // "reference" or "docker"
-	Start    Starter
-	Run      run.Options
+	Lab   string // "reference" or "docker"
+	Start Starter
+	Run   run.Options
+	// Releases are what is proved: Debian's for dovecot-postfix, and Stalwart's.
 	Releases []string
-	Defects  []string // names; empty for all that the lab can have
+	// From says where a release's server comes from; see [SourceSpec].
+	From    map[string]string
+	Defects []string // names; empty for all that the lab can have
 	// Batch is how many sources one lab holds at a time.
 	Batch int
 	// Faults injects wire defects at every reply (reference lab only).
@@ -339,7 +342,8 @@ func (p *prover) batch(ctx context.Context, ts []trial) (err error) {
 	for i := range ts {
 		why := ""
 		for _, pr := range found.Problems {
-			if pr.Source == ts[i].spec.Name {
+			// What a reload rejects is told, and the source is judged all the same.
+			if pr.Source == ts[i].spec.Name && pr.Stage != "reload" {
 				why = pr.Stage + ": " + pr.Words
 			}
 		}
@@ -366,11 +370,20 @@ func (p *prover) asked(requirement string) bool {
 // harmless are misbehaviours that no claim may be failed for.
 func harmless() []string { return []string{"log-late"} }
 
+// variants are layers over the guide's recipe that must change no verdict.
+func variants(kind, release string) []fixtures.Layer {
+	layers, err := fixtures.Variants(kind, release)
+	if err != nil {
+		return nil
+	}
+	return layers
+}
+
 // goodTrials are the targets that must be clean.
 func (p *prover) goodTrials() ([]trial, error) {
 	var ts []trial
 	for _, release := range p.o.Releases {
-		kind := fixtures.DovecotPostfix
+		kind := fixtures.KindOf(release)
 		truths, err := fixtures.Truths(release, fixtures.AsShipped)
 		if err != nil {
 			return nil, err
@@ -390,12 +403,16 @@ func (p *prover) goodTrials() ([]trial, error) {
 			{SourceSpec{Name: name + " as-shipped", Kind: kind, Version: release, Profile: fixtures.AsShipped}, truths},
 			{SourceSpec{Name: name + " as-shipped with remedies", Kind: kind, Version: release, Profile: fixtures.AsShipped, Layers: []fixtures.Layer{remedies}}, nil},
 		}
-		if p.o.Lab == "reference" {
+		if p.o.Lab == "reference" && kind == fixtures.DovecotPostfix {
 			for _, b := range harmless() {
 				goods = append(goods, goodTarget{SourceSpec{Name: name + " with " + b, Kind: kind, Version: release, Profile: fixtures.Instrumented, Bugs: []string{b}}, nil})
 			}
 		}
+		for _, g := range variants(kind, release) {
+			goods = append(goods, goodTarget{SourceSpec{Name: name + " " + g.Name, Kind: kind, Version: release, Profile: fixtures.Instrumented, Layers: []fixtures.Layer{g}}, nil})
+		}
 		for _, g := range goods {
+			g.spec.From = p.o.From[release]
 			ts = append(ts, trial{spec: g.spec,
 				then: func(found *result.Run, rs []result.Result) {
 					p.m.Good = append(p.m.Good, judgeGood(g.spec, g.truths, rs, found))
@@ -468,7 +485,7 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 			base := fmt.Sprintf("%s@%s", d.Source, release)
 			row := &DefectRow{Defect: d.Name, Source: base, Says: d.Says, Kind: "configuration", Kills: kills, Wanted: d.Diagnosis, Problem: notTried, Unexplained: []string{}}
 			*rows = append(*rows, row)
-			spec := SourceSpec{Name: base + " with " + d.Name, Kind: d.Source, Version: release, Profile: d.Profile, Layers: []fixtures.Layer{layer}}
+			spec := SourceSpec{Name: base + " with " + d.Name, Kind: d.Source, Version: release, Profile: d.Profile, From: p.o.From[release], Layers: []fixtures.Layer{layer}}
 			also := make([]string, 0, len(d.Also))
 			for _, a := range d.Also {
 				also = append(also, a.ID)
@@ -494,6 +511,9 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 				continue
 			}
 			for _, release := range p.o.Releases {
+				if fixtures.KindOf(release) != fixtures.DovecotPostfix {
+					continue
+				}
 				if b.Name == "received-shows-proxy" && release == "trixie" {
 					continue // its Postfix hides who submitted, so there is nothing to see
 				}
@@ -647,7 +667,8 @@ func (p *prover) remedyTrial(row *DefectRow, spec SourceSpec, found *result.Run,
 // faults injects a wire defect at every reply of every scenario, at one facet.
 func (p *prover) faults(ctx context.Context) (err error) {
 	release := p.o.Releases[0]
-	spec := SourceSpec{Name: fixtures.DovecotPostfix + "@" + release, Kind: fixtures.DovecotPostfix, Version: release, Profile: fixtures.Instrumented}
+	kind := fixtures.KindOf(release)
+	spec := SourceSpec{Name: kind + "@" + release, Kind: kind, Version: release, Profile: fixtures.Instrumented, From: p.o.From[release]}
 	target, end, err := p.o.Start(ctx, []SourceSpec{spec})
 	if err != nil {
 		return err

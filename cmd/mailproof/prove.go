@@ -47,6 +47,12 @@ func (c *proveCmd) Run(ctx context.Context, con *console) error {
 	o := harness.ProveOptions{Lab: c.Lab, Defects: c.Defect, Run: run.Options{Scenarios: all, Select: c.Select}, Progress: progress}
 	for _, s := range specs {
 		o.Releases = append(o.Releases, s.Version)
+		if s.From != "" {
+			if o.From == nil {
+				o.From = make(map[string]string)
+			}
+			o.From[s.Version] = s.From
+		}
 	}
 	switch c.Lab {
 	case "reference":

@@ -210,6 +210,18 @@ func (c *Client) Clear(ctx context.Context, prefixes ...string) error {
 	return c.call(ctx, http.MethodPost, "/api/settings", ops, nil)
 }
 
+// Delete removes settings by their whole names.
+func (c *Client) Delete(ctx context.Context, names ...string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	op := struct {
+		Type string   `json:"type"`
+		Keys []string `json:"keys"`
+	}{"delete", names}
+	return c.call(ctx, http.MethodPost, "/api/settings", []any{op}, nil)
+}
+
 // List returns what is stored below prefixes, in the order of the names. A
 // prefix that names one setting returns that one as well.
 func (c *Client) List(ctx context.Context, prefixes ...string) ([]run.Setting, error) {
@@ -282,8 +294,8 @@ func (c *Client) Create(ctx context.Context, p Principal) error {
 	return c.call(ctx, http.MethodPost, "/api/principal", p, nil)
 }
 
-// Delete removes a principal.
-func (c *Client) Delete(ctx context.Context, name string) error {
+// Remove removes a principal.
+func (c *Client) Remove(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/api/principal/"+url.PathEscape(name), nil, nil)
 }
 
@@ -326,10 +338,21 @@ func counters() []string {
 	return []string{"rate-auth", "rate-rcpt", "rate-scan", "rate-loiter", "rate-smtp", "rate-http-anonymous"}
 }
 
-// Unblock removes every ban and starts every count of bans and limits anew;
-// see [run.Admin]. The server empties its counts in its own time.
-func (c *Client) Unblock(ctx context.Context) error {
-	if err := c.Clear(ctx, blockedKey+"."); err != nil {
+// Unblock removes every ban but those to keep, and starts every count of bans
+// and limits anew; see [run.Admin]. The server empties its counts in its own
+// time.
+func (c *Client) Unblock(ctx context.Context, keep ...string) error {
+	blocked, err := c.Blocked(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, a := range blocked {
+		if !slices.Contains(keep, a) {
+			names = append(names, blockedKey+"."+a)
+		}
+	}
+	if err := c.Delete(ctx, names...); err != nil {
 		return err
 	}
 	for _, name := range counters() {

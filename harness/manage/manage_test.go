@@ -110,7 +110,7 @@ func TestWhatIsAsked(t *testing.T) {
 	assert.NilError(t, c.Clear(ctx, "a.", "b.c"))
 	assert.Assert(t, cmp.ErrorContains(c.Clear(ctx, ""), "every setting"))
 	assert.NilError(t, c.Create(ctx, Principal{Type: "domain", Name: "example.test"}))
-	assert.NilError(t, c.Delete(ctx, "a/b"))
+	assert.NilError(t, c.Remove(ctx, "a/b"))
 	names, err := c.Principals(ctx, "individual")
 	assert.NilError(t, err)
 	assert.DeepEqual(t, names, []string{"a", "b"})

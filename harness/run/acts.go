@@ -28,7 +28,7 @@ type change struct {
 func (x *execution) act(st *script.Act) error {
 	admin := x.item.source.Admin
 	if admin == nil {
-		return &openClaim{"nobody may change the settings of " + x.item.source.Name + " while it runs: this claim is judged in labs of real servers"}
+		return &openClaim{reason: "nobody may change the settings of " + x.item.source.Name + " while it runs: this claim is judged in labs of real servers"}
 	}
 	name, _, err := st.Name.Expand(x.env)
 	if err != nil {
@@ -139,7 +139,7 @@ func (x *execution) unban() error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), putBackFor)
 	defer cancel()
-	return admin.Unblock(ctx)
+	return admin.Unblock(ctx, x.blocked...)
 }
 
 // putBack undoes what the execution has changed of its source. A source that

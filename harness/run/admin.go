@@ -22,11 +22,11 @@ type Admin interface {
 	// Restart ends every session, starts the source again and returns when it
 	// answers.
 	Restart(ctx context.Context) error
-	// Guide is what the migration guide has an operator set on this source.
+	// Guide is what of the source's settings follows the migration guide.
 	Guide() []Setting
-	// Unblock removes every ban that the source has come to by itself, and its
-	// counts of what it held against anybody.
-	Unblock(ctx context.Context) error
+	// Unblock removes every ban but those of the addresses to keep, and the
+	// source's counts of what it held against anybody.
+	Unblock(ctx context.Context, keep ...string) error
 	// Blocked lists the addresses that the source refuses.
 	Blocked(ctx context.Context) ([]string, error)
 }

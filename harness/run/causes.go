@@ -13,8 +13,8 @@ const dp = "dovecot-postfix"
 // causes lists what can be wrong, in the order in which it is looked for: what
 // would explain the most comes first.
 func causes() []cause {
-	all := []cause{
-		{"MP-NAT", "", causeNAT},
+	all := append([]cause{{"MP-NAT", "", causeNAT}}, stalwartTrust()...)
+	all = append(all, []cause{
 		{"DX-19", dp, causeInetProtocols},
 		{"DX-16", "", causeDeadEndpoint},
 		{"DX-06", dp, causePort25Header},
@@ -44,7 +44,7 @@ func causes() []cause {
 		{"MP-CHUNKING", dp, causeChunking},
 		{"MP-CLEARTEXT", dp, causeCleartext},
 		{"MP-XCLIENT-25", dp, causeXclientOn25},
-	}
+	}...)
 	return append(all, stalwartCauses()...)
 }
 
@@ -230,6 +230,18 @@ func causeDeadEndpoint(o *observations) *result.Diagnosis {
 	text := "Let the service listen on this port, or take it out of the proxy's configuration."
 	for _, e := range es {
 		switch {
+		case o.src.Kind == sw:
+			ep, _ := o.src.Endpoint(e)
+			id := o.listener(e)
+			text = "Let a listener of Stalwart's serve this port and restart, or take it out of the proxy's configuration."
+			changes = append(changes, o.keyChange("server.listener."+id+".bind", fmt.Sprintf(`"[::]:%d"`, ep.Port), ""),
+				o.keyChange("server.listener."+id+".protocol", `"`+ep.Protocol+`"`, ""))
+			if ep.TLS == "implicit" {
+				changes = append(changes, o.keyChange("server.listener."+id+".tls.implicit", "true", ""))
+			}
+			if e != "smtp" {
+				changes = append(changes, o.keyChange("server.listener."+id+".proxy.trusted-networks", tomlList(o.addresses(Proxy)), ""))
+			}
 		case o.src.Kind != dp:
 		case e == "sieve":
 			changes = append(changes, o.dovecotChange("protocols", "imap pop3 lmtp sieve", "ManageSieve listens only when it is among the protocols"),
@@ -357,6 +369,16 @@ func causeTLS(o *observations) *result.Diagnosis {
 	var changes []result.Change
 	text := "Let the service offer TLS."
 	dove, post := split(all)
+	if o.src.Kind == sw {
+		dove, post = nil, nil
+		for _, e := range endpointsOf(all) {
+			if ep, _ := o.src.Endpoint(e); ep.TLS == "implicit" {
+				changes = append(changes, o.keyChange("server.listener."+o.listener(e)+".tls.implicit", "true", ""))
+			} else {
+				changes = append(changes, o.keyChange("server.listener."+o.listener(e)+".tls.enable", "true", ""))
+			}
+		}
+	}
 	if len(starttls) > 0 {
 		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(starttls, "STARTTLS is refused: "+listed(factValues(starttls, "reply"))))
 	}
@@ -380,7 +402,9 @@ func causeTLS(o *observations) *result.Diagnosis {
 		}
 	}
 	d.Alternatives = []string{"DX-02, a listener that waits for a PROXY header: it would close without an alert", "a wrong password: no password was sent yet"}
-	d.Remedy = remedy(text, changes...)
+	if d.Remedy = remedy(text, changes...); o.src.Kind == sw {
+		d.Remedy = keyRemedy(text+" Listeners need a restart.", changes...)
+	}
 	return d
 }
 
@@ -440,9 +464,12 @@ func causeSlow(o *observations) *result.Diagnosis {
 	if v, ok := o.inForce("doveconf -n", "auth_failure_delay"); ok {
 		d.DiscriminatedBy = append(d.DiscriminatedBy, "doveconf -n says auth_failure_delay = "+v)
 	}
-	if o.src.Kind == dp {
+	switch {
+	case o.src.Kind == sw:
+		d.Remedy = keyRemedy("Hold refused logins back for five seconds, not longer.", o.keyChange("session.auth.errors.wait", `"5s"`, "the proxy gives up after ten seconds"))
+	case o.src.Kind == dp:
 		d.Remedy = remedy("Hold refused logins back for two seconds, not longer.", o.dovecotChange("auth_failure_delay", "2 secs", "the proxy gives up after ten seconds"))
-	} else {
+	default:
 		d.Remedy = remedy("Let the source decide every login within five seconds.")
 	}
 	return d

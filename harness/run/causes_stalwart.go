@@ -11,9 +11,10 @@ import (
 
 const sw = "stalwart"
 
-// stalwartCauses lists what can be wrong with a Stalwart of the 0.15 series, in
-// the order in which it is looked for.
-func stalwartCauses() []cause {
+// stalwartTrust lists what can be wrong with whom a Stalwart of the 0.15 series
+// takes PROXY headers from. It is looked for first: where trust is wrong, TLS
+// fails as well.
+func stalwartTrust() []cause {
 	return []cause{
 		{"DX-06", sw, causePort25Trusted},
 		{"DX-04", sw, causeBlocked},
@@ -21,6 +22,13 @@ func stalwartCauses() []cause {
 		{"MP-TRUST-NEW-SERVER", sw, causeNetworksNewServer},
 		{"DX-15", sw, causeNotRestarted},
 		{"DX-01", sw, causeNetworksMissing},
+	}
+}
+
+// stalwartCauses lists what else can be wrong with it, in the order in which it
+// is looked for.
+func stalwartCauses() []cause {
+	return []cause{
 		{"MP-FORWARDED", sw, causeForwarded},
 		{"MP-SASL-PLAIN", sw, causeMechanisms},
 		{"MP-OPEN-RELAY", sw, causeRelayExpression},
@@ -168,7 +176,8 @@ func causePort25Trusted(o *observations) *result.Diagnosis {
 	if len(silent) == 0 {
 		return nil
 	}
-	all := concat(silent, o.find(query{endpoint: "smtp", any: []string{"at=greeting", "vantage=relay"}}), o.find(query{ids: "client-address.proxy-as-seen"}))
+	all := concat(silent, o.find(query{endpoint: "smtp", any: []string{"at=greeting", "vantage=relay"}}),
+		o.find(query{ids: "client-address.proxy-as-seen"}), o.find(query{ids: "lifecycle.*", facts: []string{"endpoint=smtp"}}))
 	list, key := o.networks(o.listener("smtp"))
 	d := &result.Diagnosis{
 		Title:           "port 25 waits for a PROXY header",
@@ -297,7 +306,7 @@ func (o *observations) untrusted() (served, all []*result.Result) {
 	served = o.find(query{ids: "trust.unannounced-* trust.broken-header", facts: []string{"vantage=proxy"}, any: []string{"open=yes"}})
 	all = served
 	for _, r := range served {
-		all = concat(all, o.find(query{endpoint: r.Facet.Endpoint, family: r.Facet.Family, any: []string{"vantage=proxy", "vantage=client"}}))
+		all = concat(all, o.find(query{endpoint: r.Facet.Endpoint, family: r.Facet.Family, any: []string{"vantage=proxy", "vantage=client", "recorded:rip=proxy"}}))
 	}
 	if len(served) > 0 {
 		es := endpointsOf(served)

@@ -24,7 +24,12 @@ import (
 var errStop = errors.New("the claim is decided")
 
 // An openClaim says that the claim could not be judged.
-type openClaim struct{ reason string }
+type openClaim struct {
+	reason string
+	// lost says that the source's log lost what would have decided the claim:
+	// asked again, it may keep it.
+	lost bool
+}
 
 func (e *openClaim) Error() string { return e.reason }
 
@@ -44,6 +49,8 @@ type execution struct {
 	// missing stays missing.
 	sends, flushed int
 	changed        change
+	lost           bool     // the log lost what would have decided the claim
+	blocked        []string // who was banned before a scenario with that hazard
 }
 
 // A session is one open connection of an execution.
@@ -64,7 +71,7 @@ type watching struct {
 }
 
 // execute runs one scenario once.
-func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
+func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost bool) {
 	res = it.blank()
 	began := time.Now()
 	defer func() { res.Seconds = time.Since(began).Seconds() }()
@@ -74,7 +81,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
 	accounts, release, err := r.accounts(ctx, it)
 	if err != nil {
 		res.Verdict, res.Reason = result.Inconclusive, err.Error()
-		return res
+		return res, false
 	}
 	defer release()
 
@@ -88,7 +95,12 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
 	}
 	x.tr = wire.NewTranscript(wire.NewRedactor(secrets...))
 
-	err = x.prepare()
+	if it.source.Admin != nil && slices.Contains(it.scenario.Hazards, "ban") {
+		x.blocked, err = it.source.Admin.Blocked(ctx)
+	}
+	if err == nil {
+		err = x.prepare()
+	}
 	if err == nil {
 		err = x.phases()
 	}
@@ -100,7 +112,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
 	}
 	res.Transcript = x.tr.String()
 	x.judge(err)
-	return res
+	return res, x.lost
 }
 
 var errScenarioTimeout = errors.New("the scenario took longer than it may")
@@ -124,6 +136,7 @@ func (x *execution) judge(err error) {
 		res.Verdict, res.Reason = result.Error, "interrupted"
 	case errors.As(err, &open):
 		res.Verdict, res.Reason = result.Inconclusive, open.reason
+		x.lost = open.lost
 	case errors.As(err, &missing):
 		res.Verdict, res.Reason = result.Inconclusive, err.Error()
 	case errors.As(err, &vantage):
@@ -636,7 +649,7 @@ func (x *execution) reply(st *script.Reply) error {
 			return fmt.Errorf("%s: %w", st.Pos, err)
 		}
 		if open {
-			return &openClaim{fmt.Sprintf("the source answered %s with %q, which is an answer to another question than the one asked; wanted was %s",
+			return &openClaim{reason: fmt.Sprintf("the source answered %s with %q, which is an answer to another question than the one asked; wanted was %s",
 				verb(s.open.Protocol, s.sent), wire.Visible(x.redacted(u.Status)), st.Pattern.Show(x.env))}
 		}
 		x.find(st.Pos, result.Finding{

@@ -22,7 +22,7 @@ import (
 func (x *execution) logged(st *script.Witness) error {
 	wg := x.watch[st]
 	if wg == nil {
-		return &openClaim{x.r.noLog(x.item.source)}
+		return &openClaim{reason: x.r.noLog(x.item.source)}
 	}
 	for i, j := range st.Joins { // captures that were not known before
 		if wg.keys[i] != "" || j.Field == "peer" {
@@ -49,7 +49,7 @@ func (x *execution) logged(st *script.Witness) error {
 	}
 	rs, err := wg.w.Await(withGrace(ctx, grace), j.satisfied)
 	if why := x.r.silent(x.item.source); why != "" && !j.satisfied(rs) {
-		return &openClaim{why}
+		return &openClaim{reason: why}
 	}
 	if err != nil && ctx.Err() == nil && x.r.logErr(x.item.source) == nil {
 		rs, err = x.afterBarrier(ctx, wg, j)
@@ -62,7 +62,7 @@ func (x *execution) logged(st *script.Witness) error {
 		return err
 	}
 	if lerr := x.r.logErr(x.item.source); lerr != nil && !j.satisfied(rs) {
-		return &openClaim{fmt.Sprintf("%v: to judge this claim, make the log readable for the whole run", lerr)}
+		return &openClaim{reason: fmt.Sprintf("%v: to judge this claim, make the log readable for the whole run", lerr)}
 	}
 	return j.conclude(rs)
 }
@@ -98,7 +98,7 @@ func (x *execution) afterBarrier(ctx context.Context, wg *watching, j *judgement
 		err := <-done
 		cancel()
 		if err != nil {
-			return rs, &openClaim{err.Error()}
+			return rs, &openClaim{reason: err.Error()}
 		}
 	}
 	x.flushed = x.sends
@@ -110,12 +110,12 @@ func (x *execution) afterBarrier(ctx context.Context, wg *watching, j *judgement
 // barrier runs the scenario's own barrier step.
 func (x *execution) barrier() error {
 	if x.r.log(x.item.source) == nil {
-		return &openClaim{x.r.noLog(x.item.source)}
+		return &openClaim{reason: x.r.noLog(x.item.source)}
 	}
 	ctx, cancel := context.WithTimeout(x.ctx, x.r.opts.Deadlines.Witness)
 	defer cancel()
 	if err := x.r.barrier(ctx, x.item, "login"); err != nil {
-		return &openClaim{err.Error()}
+		return &openClaim{reason: err.Error()}
 	}
 	return nil
 }
@@ -227,7 +227,7 @@ func (j *judgement) conclude(rs []witness.Record) error {
 		}
 	}
 	if best.Ambiguous != "" {
-		return &openClaim{"the log line of this session cannot be believed: " + best.Ambiguous}
+		return &openClaim{reason: "the log line of this session cannot be believed: " + best.Ambiguous, lost: best.Lost}
 	}
 	evidence := make([]string, 0, len(best.Lines))
 	for _, l := range best.Lines {
@@ -364,7 +364,7 @@ func (x *execution) message(st *script.Witness) error {
 		if cause := context.Cause(x.ctx); cause != nil {
 			return cause
 		}
-		return &openClaim{fmt.Sprintf("the mailbox of %s cannot be read: %v", st.User, err)}
+		return &openClaim{reason: fmt.Sprintf("the mailbox of %s cannot be read: %v", st.User, err)}
 	}
 	defer box.Close()
 	// Once the log says that the queue is done with the message, a last look
@@ -386,7 +386,7 @@ func (x *execution) message(st *script.Witness) error {
 		return cause
 	}
 	if err != nil && !errors.Is(err, witness.ErrNoMessage) {
-		return &openClaim{err.Error()}
+		return &openClaim{reason: err.Error()}
 	}
 	if rec == nil {
 		x.find(st.Pos, result.Finding{

@@ -333,13 +333,13 @@ func (it *item) where(t *Target, o *script.Open) (Endpoint, netip.Addr, *tls.Con
 		ep, ok := t.Proxy.Endpoint(name)
 		addr := t.Proxy.Addr(f)
 		if !ok || !addr.IsValid() {
-			return Endpoint{}, netip.Addr{}, nil, &openClaim{fmt.Sprintf("the proxy has no endpoint %s in %s", name, f)}
+			return Endpoint{}, netip.Addr{}, nil, &openClaim{reason: fmt.Sprintf("the proxy has no endpoint %s in %s", name, f)}
 		}
 		return ep, addr, clientTLS(t.Proxy.Roots, t.Proxy.ServerName), nil
 	}
 	ep, ok := it.source.Endpoint(name)
 	if !ok {
-		return Endpoint{}, netip.Addr{}, nil, &openClaim{"the source was declared without the endpoint " + name}
+		return Endpoint{}, netip.Addr{}, nil, &openClaim{reason: "the source was declared without the endpoint " + name}
 	}
 	addr := it.source.Addr(o.Vantage, f)
 	if !addr.IsValid() {

@@ -223,7 +223,7 @@ func (r *runner) repeat(ctx context.Context, it *item) result.Result {
 	var final result.Result
 	var verdicts []result.Verdict
 	for n := 0; n < r.opts.Repeat; n++ {
-		res := r.isolated(ctx, it)
+		res := r.isolated(ctx, it, &verdicts)
 		verdicts = append(verdicts, res.Verdict)
 		if n == 0 || worse(res.Verdict, final.Verdict) {
 			final = res
@@ -232,8 +232,10 @@ func (r *runner) repeat(ctx context.Context, it *item) result.Result {
 			break
 		}
 	}
-	if r.opts.Repeat > 1 {
+	if len(verdicts) > 1 {
 		final.Repeats = verdicts
+	}
+	if r.opts.Repeat > 1 {
 		for _, v := range verdicts[1:] {
 			if v != verdicts[0] {
 				final.Unstable = true
@@ -249,7 +251,11 @@ func worse(a, b result.Verdict) bool {
 	return rank[a] > rank[b]
 }
 
-func (r *runner) isolated(ctx context.Context, it *item) result.Result {
+// lostTries is how often a claim is asked again because the source's own log
+// lost what would have decided it. Each try is told among the repeats.
+const lostTries = 3
+
+func (r *runner) isolated(ctx context.Context, it *item, tries *[]result.Verdict) result.Result {
 	if context.Cause(ctx) != nil {
 		res := it.blank()
 		res.Verdict, res.Reason = result.Error, "interrupted"
@@ -268,7 +274,13 @@ func (r *runner) isolated(ctx context.Context, it *item) result.Result {
 		res.Verdict, res.Reason = result.Error, why
 		return res
 	}
-	return r.execute(ctx, it)
+	for n := 0; ; n++ {
+		res, lost := r.execute(ctx, it)
+		if !lost || n == lostTries || context.Cause(ctx) != nil {
+			return res
+		}
+		*tries = append(*tries, res.Verdict)
+	}
 }
 
 // drawSeed makes the mark that all tokens of a run begin with.
@@ -314,11 +326,11 @@ func (r *runner) accounts(ctx context.Context, it *item) (map[string]Account, fu
 		return nil, func() {}, nil
 	}
 	if it.source.Accounts == nil {
-		return nil, nil, &openClaim{fmt.Sprintf("it needs %d account(s) of %s, and the target names none", len(it.users), it.source.Name)}
+		return nil, nil, &openClaim{reason: fmt.Sprintf("it needs %d account(s) of %s, and the target names none", len(it.users), it.source.Name)}
 	}
 	list, release, err := it.source.Accounts.Take(ctx, len(it.users))
 	if err != nil {
-		return nil, nil, &openClaim{fmt.Sprintf("it needs %d account(s) of %s: %v", len(it.users), it.source.Name, err)}
+		return nil, nil, &openClaim{reason: fmt.Sprintf("it needs %d account(s) of %s: %v", len(it.users), it.source.Name, err)}
 	}
 	m := make(map[string]Account, len(it.users))
 	for i, u := range it.users {

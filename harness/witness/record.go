@@ -45,6 +45,8 @@ type Record struct {
 	Peer netip.AddrPort
 	// Ambiguous says why the line cannot be believed, or "".
 	Ambiguous string
+	// Lost says that the line is ambiguous because the log lost a part of it.
+	Lost bool
 }
 
 // Get is the first value of a field, or "".

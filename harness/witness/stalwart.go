@@ -205,6 +205,11 @@ func (s *stalwart) read(line string) *Record {
 		return e.login(FailedLogin)
 	case e.name == "auth.success", e.name == "auth.failed":
 		return e.lost()
+	case isRejection(e.name):
+		r := &Record{Kind: Rejection, Lines: []string{e.line}, Lost: true, Ambiguous: lostSession}
+		r.set("reply", e.name)
+		r.set("recipient", e.get("to"))
+		return r
 	case e.session && strings.HasSuffix(e.name, ".connection-start"):
 		return e.record(Connection)
 	case strings.HasPrefix(e.name, "queue."), strings.HasPrefix(e.name, "message-ingest."), strings.HasPrefix(e.name, "delivery."):
@@ -264,10 +269,14 @@ func (e *event) login(kind Kind) *Record {
 	return r
 }
 
+// lostSession is why a line without its session is not believed.
+const lostSession = "Stalwart logged this without its session: its log had not kept the session's beginning yet"
+
 // lost is a sign-in that Stalwart logged without its session. Its threads hand
 // lines over one by one, and a line that is collected before the one that
 // began its session does not get the session's keys. A refused sign-in names
-// the address itself, first of all; of the others the address is not known.
+// the address itself, first of all; of the others even the address is not
+// known. Neither is believed.
 func (e *event) lost() *Record {
 	r := &Record{Kind: Login, Lines: []string{e.line}}
 	r.set("user", e.get("accountName"))
@@ -275,16 +284,10 @@ func (e *event) lost() *Record {
 	if e.name == "auth.failed" && len(e.keys) > 0 && e.keys[0].key == "remoteIp" {
 		r.Kind = FailedLogin
 		r.set("rip", e.keys[0].value)
-		e.ip = e.keys[0].value
-		if why := e.contradicted("accountName"); why != "" {
-			r.Ambiguous = why
-		}
-		return r
-	}
-	if e.name == "auth.failed" {
+	} else if e.name == "auth.failed" {
 		r.Kind = FailedLogin
 	}
-	r.Ambiguous = "Stalwart logged this sign-in without its session, and so without an address: its log lost the session's beginning; judge it again"
+	r.Lost, r.Ambiguous = true, lostSession
 	return r
 }
 
@@ -327,7 +330,8 @@ func (s *stalwart) smtp(e *event) *Record {
 		se.helo = e.get("domain")
 	case "smtp.mail-from":
 		se.sender = e.get("from")
-	case "smtp.relay-not-allowed", "smtp.mailbox-does-not-exist", "smtp.rate-limit-exceeded", "smtp.too-many-recipients", "smtp.mail-from-unauthenticated", "smtp.invalid-ehlo", "smtp.concurrency-limit-exceeded":
+	}
+	if isRejection(e.name) {
 		r := e.record(Rejection)
 		r.set("reply", e.name)
 		r.set("helo", se.helo)
@@ -339,6 +343,16 @@ func (s *stalwart) smtp(e *event) *Record {
 		return r
 	}
 	return nil
+}
+
+// isRejection says whether an event is a recipient, sender or session refused.
+func isRejection(name string) bool {
+	switch name {
+	case "smtp.relay-not-allowed", "smtp.mailbox-does-not-exist", "smtp.rate-limit-exceeded", "smtp.too-many-recipients",
+		"smtp.mail-from-unauthenticated", "smtp.invalid-ehlo", "smtp.concurrency-limit-exceeded":
+		return true
+	}
+	return false
 }
 
 // queued follows a message by its queue id.
@@ -379,6 +393,10 @@ func (s *stalwart) queued(e *event) *Record {
 	if strings.HasPrefix(e.name, "message-ingest.") {
 		r.set("status", "sent "+e.name)
 		r.set("removed", "")
+	}
+	r.Lost, r.Ambiguous = false, ""
+	if r.Has("removed") && !r.Has("client") {
+		r.Lost, r.Ambiguous = true, lostSession
 	}
 	return r
 }
