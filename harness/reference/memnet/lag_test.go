@@ -96,3 +96,40 @@ func TestReadQuiet(t *testing.T) {
 	_, err = server.ReadQuiet(b, time.Second)
 	assert.Assert(t, errors.Is(err, io.EOF))
 }
+
+// TestPatient: whoever waits with a deadline for a server that says nothing
+// before it has read something waits in vain, and finds out at once.
+func TestPatient(t *testing.T) {
+	client, server := ends(t)
+	heard := make(chan string)
+	go func() {
+		defer close(heard)
+		b := make([]byte, 10)
+		for {
+			n, err := server.ReadPatient(b)
+			if err != nil {
+				return
+			}
+			heard <- string(b[:n])
+		}
+	}()
+	began := time.Now()
+	client.SetReadDeadline(time.Now().Add(time.Minute))
+	_, err := read(client)
+	assert.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	assert.Assert(t, time.Since(began) < 5*time.Second)
+
+	// What is under way is not waited for in vain.
+	client.Write([]byte("x"))
+	answer := make(chan string)
+	go func() {
+		s, _ := read(client)
+		answer <- s
+	}()
+	assert.Equal(t, <-heard, "x")
+	// Between two reads the server is not patient: the client waits.
+	server.Write([]byte("y"))
+	assert.Equal(t, <-answer, "y")
+	client.Close()
+	<-heard
+}

@@ -71,6 +71,8 @@ type Conn struct {
 	passed time.Duration
 	read   int // octets that came
 	wrote  int // octets that left
+
+	patient bool
 }
 
 // New takes over a connection. When ctx ends, every operation on it fails.
@@ -110,6 +112,29 @@ func (s source) Read(b []byte) (int, error) {
 	n, err := s.c.nc.Read(b)
 	s.c.read += n
 	return n, err
+}
+
+// patience reads from the network beneath the session and beneath TLS.
+type patience struct {
+	net.Conn
+	c *Conn
+}
+
+func (p patience) Read(b []byte) (int, error) {
+	if r, ok := p.Conn.(interface{ ReadPatient([]byte) (int, error) }); ok && p.c.patient {
+		return r.ReadPatient(b)
+	}
+	return p.Conn.Read(b)
+}
+
+// Patient says that the server waits for its client longer than any client
+// waits for it: on the in-memory network a client that waits too, with a
+// deadline, then finds it passed at once.
+func (c *Conn) Patient(on bool) {
+	c.patient = on
+	if c.tls == nil {
+		c.nc = patience{c.raw, c}
+	}
 }
 
 type sink struct{ c *Conn }
@@ -240,10 +265,13 @@ func (c *Conn) StartTLS(cfg *tls.Config, residue Residue) error {
 		return err
 	}
 	raw := c.raw
+	if c.patient {
+		raw = patience{c.raw, c}
+	}
 	if n := c.br.Buffered(); n > 0 {
 		b, _ := c.br.Peek(n)
 		if residue == Feed {
-			raw = &prefixed{Conn: c.raw, rest: append([]byte(nil), b...)}
+			raw = &prefixed{Conn: raw, rest: append([]byte(nil), b...)}
 		}
 	}
 	t := tls.Server(raw, cfg)
