@@ -73,6 +73,7 @@ type Conn struct {
 	wrote  int // octets that left
 
 	patient bool
+	reads   int
 }
 
 // New takes over a connection. When ctx ends, every operation on it fails.
@@ -111,8 +112,12 @@ func (s source) Read(b []byte) (int, error) {
 	}
 	n, err := s.c.nc.Read(b)
 	s.c.read += n
+	s.c.reads++
 	return n, err
 }
+
+// Segments is in how many pieces what was read so far came.
+func (c *Conn) Segments() int { return c.reads }
 
 // patience reads from the network beneath the session and beneath TLS.
 type patience struct {
@@ -363,4 +368,29 @@ func (c *Conn) Release() {
 func IsTimeout(err error) bool {
 	var ne net.Error
 	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// Unread gives octets back that were taken from the reader: they are read
+// before anything else.
+func (c *Conn) Unread(b []byte) {
+	ahead := append([]byte(nil), b...)
+	if n := c.br.Buffered(); n > 0 {
+		more, _ := c.br.Peek(n)
+		ahead = append(ahead, more...)
+	}
+	c.br.Reset(io.MultiReader(&first{b: ahead}, source{c}))
+}
+
+// Linger says that nothing more will be said, and reads what the peer has sent
+// or still sends for d at most: a close at once could take back what the peer
+// has not read yet.
+func (c *Conn) Linger(d time.Duration) {
+	c.bw.Flush()
+	w, ok := c.raw.(interface{ CloseWrite() error })
+	if !ok {
+		return
+	}
+	w.CloseWrite()
+	c.raw.SetReadDeadline(time.Now().Add(d))
+	io.CopyN(io.Discard, c.raw, 1<<20)
 }
