@@ -2,7 +2,6 @@ package stalwart
 
 import (
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -69,17 +68,14 @@ func (in *session) smtp() {
 	for {
 		in.c.SetTimeout(in.chooseDuration("session.timeout", 5*time.Minute))
 		line, err := s.command()
-		if errors.Is(err, link.ErrTooLong) {
-			in.log(evSMTPLongLine)
-			in.c.Line("554 5.3.4 Line is too long.")
-			if !s.skipLine() {
-				return
-			}
-			continue
-		}
 		if err != nil {
 			s.ended(err)
 			return
+		}
+		if len(line) > maxSMTPLine {
+			in.log(evSMTPLongLine)
+			in.c.Line("554 5.3.4 Line is too long.")
+			continue
 		}
 		if s.bytesLeft -= len(line) + 2; s.bytesLeft < 0 {
 			in.c.Line("452 4.7.28 ", s.hostname, " Session exceeded transfer quota.")
@@ -97,21 +93,9 @@ func (in *session) smtp() {
 	}
 }
 
-// command reads one line.
-func (s *smtpSession) command() (string, error) { return s.c.ReadLine(maxSMTPLine) }
-
-func (s *smtpSession) skipLine() bool {
-	for n := 0; n < 1<<20; n++ {
-		c, err := s.c.Reader().ReadByte()
-		if err != nil {
-			return false
-		}
-		if c == '\n' {
-			return true
-		}
-	}
-	return false
-}
+// command reads one line. One that is longer than any that is answered ends
+// the session.
+func (s *smtpSession) command() (string, error) { return s.c.ReadLine(link.MaxLine) }
 
 func (s *smtpSession) ended(err error) {
 	switch stopping, late := s.gone(err); {

@@ -45,7 +45,7 @@ func (s *smtpSession) data() bool {
 	s.message, s.tooLarge = nil, false
 	br := s.c.Reader()
 	limit := s.limit()
-	atLine := true // after CRLF
+	atLine := false // after CRLF: a dot counts behind one alone, and not at the beginning
 	for {
 		s.c.SetTimeout(s.chooseDuration("session.timeout", 5*time.Minute))
 		b, err := br.ReadSlice('\n')
@@ -349,6 +349,13 @@ func (s *Server) known(account, id string) bool {
 	return !s.counts.allow("message-id", account+"\x00"+id, rate{1, 1000 * 24 * time.Hour})
 }
 
+// isReserved says whether a name ends in what is no public suffix: the filter
+// takes it for no name.
+func isReserved(name string) bool {
+	last := strings.ToLower(name[strings.LastIndexByte(name, '.')+1:])
+	return slices.Contains([]string{"test", "example", "invalid", "localhost", "local", "internal", "lan", "home"}, last)
+}
+
 // spamResult is what the filter says of a message without its rules: tags
 // that weigh nothing.
 func (s *smtpSession) spamResult(raw []byte, fields []headerField) string {
@@ -378,7 +385,10 @@ func (s *smtpSession) spamResult(raw []byte, fields []headerField) string {
 	}
 	add(received == 1, "RCVD_COUNT_ONE", "")
 	add(received == 0, "RCVD_COUNT_ZERO", "")
+	add(isReserved(domainPart(s.sender.lower)), "ENV_FROM_INVALID", "")
+	add(isReserved(s.helo), "HELO_NOT_FQDN", "")
 	if a, err := mail.ParseAddress(fieldNamed(fields, "from")); err == nil {
+		add(isReserved(domainPart(a.Address)), "FROM_INVALID", "")
 		add(strings.EqualFold(a.Address, s.sender.lower), "FROM_EQ_ENV_FROM", "FROM_NEQ_ENV_FROM")
 	}
 	if a, err := mail.ParseAddress(fieldNamed(fields, "to")); err == nil {
