@@ -123,11 +123,11 @@ func problemOf(code int, title, detail string) *response {
 // plainProblem is a problem that says no more than its status.
 func plainProblem(code int) *response {
 	r := jsonValue(struct {
-		Detail string `json:"detail"`
-		Status int    `json:"status"`
-		Title  string `json:"title"`
 		Type   string `json:"type"`
-	}{reasons[code], code, reasons[code], "about:blank"})
+		Title  string `json:"title"`
+		Status int    `json:"status"`
+		Detail string `json:"detail"`
+	}{"about:blank", reasons[code], code, reasons[code]})
 	r.status = code
 	r.fields[0].value = "application/problem+json"
 	return r

@@ -311,7 +311,7 @@ func (p *process) serve(nc net.Conn, id string) {
 	defer c.Close()
 	c.Patient(true)
 	bugs := p.srv.bugs
-	if bugs.Has(bug.NoGreeting) {
+	if bugs.Has(bug.NoGreeting) && l.protocol != "http" {
 		c.Silence()
 		return
 	}

@@ -124,7 +124,7 @@ var bugs = [count]Bug{
 	RolesIgnored:           {"stalwart-roles-ignored", "Accounts without a role may sign in."},
 	ClosesAfterFailedLogin: {"stalwart-closes-after-failed-login", "After a wrong password the connection is closed without an answer."},
 
-	NoGreeting:     {"stalwart-no-greeting", "Connections are accepted and nothing is ever said on them."},
+	NoGreeting:     {"stalwart-no-greeting", "Mail connections are accepted and nothing is ever said on them."},
 	GreetingBareLF: {"stalwart-bare-lf", "Lines end in LF alone."},
 
 	RelayEveryone:        {"stalwart-relay-everyone", "Mail for any domain is accepted from anybody."},
