@@ -129,3 +129,15 @@ func TestPatient(t *testing.T) {
 	client.Close()
 	<-ended
 }
+
+func TestCuts(t *testing.T) {
+	client, server := ends(t)
+	for _, s := range []string{"a", "bc", "", "def"} {
+		client.Write([]byte(s))
+	}
+	assert.DeepEqual(t, server.Cuts(), []int{1, 3, 3, 6})
+	for range 100 {
+		client.Write([]byte("x"))
+	}
+	assert.Equal(t, len(server.Cuts()), 32)
+}

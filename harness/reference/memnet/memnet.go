@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -326,6 +327,17 @@ func (c *Conn) ReadPatient(b []byte) (int, error) {
 	return c.Read(b)
 }
 
+// maxCuts is how many writes [Conn.Cuts] remembers.
+const maxCuts = 32
+
+// Cuts says where the peer's first writes ended, in octets from the beginning:
+// how what it sent was cut into segments, however it was read.
+func (c *Conn) Cuts() []int {
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	return slices.Clone(c.in.cuts)
+}
+
 var errQuiet = errors.New("the peer says nothing")
 
 // flow is one direction of a connection.
@@ -344,6 +356,8 @@ type flow struct {
 	blocked  int        // readers that wait for something to come
 	watcher  *sync.Cond // told when a reader begins to wait
 	patient  bool       // the writer says nothing before it has read something
+	written  int        // octets
+	cuts     []int      // where the first writes ended, in octets from the beginning
 }
 
 type deadline struct {
@@ -441,6 +455,9 @@ func (f *flow) lagBy(d time.Duration) {
 func (f *flow) write(b []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.written += len(b); len(f.cuts) < maxCuts {
+		f.cuts = append(f.cuts, f.written)
+	}
 	written := 0
 	for {
 		switch {

@@ -26,6 +26,30 @@ type Zone struct {
 	PTR  map[netip.Addr][]string
 }
 
+// AddHosts adds what lines of /etc/hosts say of names.
+func (z *Zone) AddHosts(text string) error {
+	n := 0
+	for line := range strings.SplitSeq(text, "\n") {
+		n++
+		line, _, _ = strings.Cut(line, "#")
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		a, err := netip.ParseAddr(f[0])
+		if err != nil || len(f) < 2 {
+			return fmt.Errorf("line %d: %q is no line of /etc/hosts: write an address and a name", n, strings.TrimSpace(line))
+		}
+		if z.Addr == nil {
+			z.Addr = make(map[string][]netip.Addr)
+		}
+		for _, name := range f[1:] {
+			z.Addr[z.name(name)] = append(z.Addr[z.name(name)], a.Unmap())
+		}
+	}
+	return nil
+}
+
 func (z *Zone) name(n string) string { return strings.ToLower(strings.TrimSuffix(n, ".")) }
 
 func (z *Zone) txt(n string) []string {

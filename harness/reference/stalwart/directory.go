@@ -43,7 +43,12 @@ func (p *principal) primary() string {
 }
 
 // account is the account's id as JMAP spells it.
-func (p *principal) account() string { return jmapID(p.id) }
+func (p *principal) account() string {
+	if p.admin && p.id == 0 { // the fallback administrator
+		return jmapID(1<<32 - 1)
+	}
+	return jmapID(p.id)
+}
 
 const jmapDigits = "abcdefghijklmnopqrstuvwxyz792013"
 

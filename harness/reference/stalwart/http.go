@@ -195,7 +195,7 @@ func (in *session) http() {
 			answer.with(h.key, h.value)
 		}
 		if in.srv.bugs.Has(bug.CookieNamesHost) {
-			answer.with("set-cookie", "session=1; Domain="+in.core.hostname)
+			answer.with("set-cookie", "session=1; Domain="+in.srv.cfg.Hostname)
 		}
 		if !in.writeResponse(r, answer) {
 			return
@@ -464,7 +464,7 @@ func (in *session) route(r *request) *response {
 
 func (in *session) redirect(to string) *response {
 	if in.srv.bugs.Has(bug.RedirectsAbsolute) {
-		to = in.chooseText("http.url") + to
+		to = fmt.Sprintf("%s://%s:%d%s", in.variable("protocol"), in.srv.cfg.Hostname, in.listener.port(), to)
 	}
 	return status(307).with("cache-control", "no-cache").with("location", to)
 }

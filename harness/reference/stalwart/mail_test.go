@@ -551,3 +551,12 @@ func TestScripts(t *testing.T) {
 		assert.Equal(t, c.line(), want)
 	}
 }
+
+// TestHosts: names that stand in /etc/hosts resolve.
+func TestHosts(t *testing.T) {
+	z := &stalwart.Zone{}
+	assert.NilError(t, z.AddHosts("# a\n127.0.0.1 public.pyzor.org localhost\n"))
+	assert.ErrorContains(t, z.AddHosts("\nx y\n"), "line 2: \"x y\" is no line of /etc/hosts")
+	l := startLab(t, labOptions{loud: true, zone: z, empty: true})
+	l.reload()
+}

@@ -437,9 +437,12 @@ func (in *session) header() bool {
 		case bugs.Has(bug.V1Refused) && h.v1, bugs.Has(bug.LocalRefused) && h.local,
 			bugs.Has(bug.UnspecRefused) && !h.local && !h.src.IsValid(),
 			bugs.Has(bug.IPv6Refused) && h.src.IsValid() && h.src.Addr().Is6(),
-			bugs.Has(bug.HeaderWholeSegment) && in.c.Segments() > 1:
+			bugs.Has(bug.HeaderWholeSegment) && in.c.CutWithin(h.size):
 			err = errHeader
 		}
+	}
+	if err != nil && in.isStopping() {
+		return false
 	}
 	if err != nil {
 		in.process.log(evProxyError, "", field{"listenerId", l.id}, field{"localIp", l.ip()}, field{"localPort", l.port()},

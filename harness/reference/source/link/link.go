@@ -116,8 +116,19 @@ func (s source) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Segments is in how many pieces what was read so far came.
-func (c *Conn) Segments() int { return c.reads }
+// CutWithin says whether the first n octets came in more than one segment.
+func (c *Conn) CutWithin(n int) bool {
+	m, ok := c.raw.(interface{ Cuts() []int })
+	if !ok {
+		return c.reads > 1
+	}
+	for _, at := range m.Cuts() {
+		if at < n {
+			return true
+		}
+	}
+	return false
+}
 
 // patience reads from the network beneath the session and beneath TLS.
 type patience struct {
