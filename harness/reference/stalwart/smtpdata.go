@@ -334,10 +334,17 @@ func (s *smtpSession) deliver(id uint64, from string, message []byte, messageID 
 				continue
 			}
 		}
-		n := len(user.Messages(box))
 		s.process.log(evIngested, "", append(fields, field{"size", len(text)}, field{"total", 1}, field{"accountId", who.id},
-			field{"documentId", n}, field{"mailboxId", bare("[0]")})...)
+			field{"documentId", s.srv.document(who.id)}, field{"mailboxId", bare("[0]")})...)
 	}
+}
+
+// document is the id of an account's next message.
+func (s *Server) document(account int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.documents[account]++
+	return s.documents[account]
 }
 
 // known says whether an account was given a message of this id before, and

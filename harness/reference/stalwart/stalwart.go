@@ -74,11 +74,12 @@ type Server struct {
 	selfSign tls.Certificate
 	listen   func(netip.AddrPort) (net.Listener, error)
 
-	mu      sync.Mutex // of what follows
-	blocked map[netip.Addr]bool
-	running *process
-	closed  bool
-	parent  context.Context
+	mu        sync.Mutex // of what follows
+	blocked   map[netip.Addr]bool
+	documents map[int]int // by account: how many messages it was given
+	running   *process
+	closed    bool
+	parent    context.Context
 }
 
 // LogDelay is how late lines of the log are with the bug "stalwart-log-late".
@@ -106,7 +107,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, bugs: bugs, now: now,
 		settings: &settings{file: maps.Clone(cfg.Keys), db: make(map[string]string)},
-		dir:      newDirectory(), counts: newCounters(now), blocked: make(map[netip.Addr]bool),
+		dir:      newDirectory(), counts: newCounters(now), blocked: make(map[netip.Addr]bool), documents: make(map[int]int),
 	}
 	if s.settings.file == nil {
 		s.settings.file = make(map[string]string)
