@@ -96,3 +96,48 @@ func TestReadQuiet(t *testing.T) {
 	_, err = server.ReadQuiet(b, time.Second)
 	assert.Assert(t, errors.Is(err, io.EOF))
 }
+
+// TestPatient: whoever waits with a deadline for a server that says nothing
+// before it has read something waits in vain, and finds out at once.
+func TestPatient(t *testing.T) {
+	client, server := ends(t)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		b := make([]byte, 10)
+		for {
+			n, err := server.ReadPatient(b)
+			if err != nil {
+				return
+			}
+			server.Write(b[:n])
+		}
+	}()
+	began := time.Now()
+	client.SetReadDeadline(time.Now().Add(time.Minute))
+	_, err := read(client)
+	assert.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	assert.Assert(t, time.Since(began) < 5*time.Second)
+
+	// An answer that is under way is not given up.
+	for range 100 {
+		client.Write([]byte("x"))
+		got, err := read(client)
+		assert.NilError(t, err)
+		assert.Equal(t, got, "x")
+	}
+	client.Close()
+	<-ended
+}
+
+func TestCuts(t *testing.T) {
+	client, server := ends(t)
+	for _, s := range []string{"a", "bc", "", "def"} {
+		client.Write([]byte(s))
+	}
+	assert.DeepEqual(t, server.Cuts(), []int{1, 3, 3, 6})
+	for range 100 {
+		client.Write([]byte("x"))
+	}
+	assert.Equal(t, len(server.Cuts()), 32)
+}

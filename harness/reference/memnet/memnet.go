@@ -7,9 +7,10 @@
 // and no goroutine, socket or privilege is used. A write blocks once
 // [Window] octets are unread, as TCP's does.
 //
-// A server that is slow on purpose says so with [Conn.Lag], and one that waits
-// for a client that says nothing with [Conn.ReadQuiet]: both pass time that
-// nobody has to wait for, and fail a peer whose deadline does not allow for it.
+// A server that is slow on purpose says so with [Conn.Lag], one that waits for
+// a client that says nothing with [Conn.ReadQuiet], and one that would wait for
+// ever with [Conn.ReadPatient]: all pass time that nobody has to wait for, and
+// fail a peer whose deadline does not allow for it.
 package memnet
 
 import (
@@ -20,6 +21,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -229,7 +231,7 @@ type Conn struct {
 // and everything was read, and an error that matches [syscall.ECONNRESET] at
 // once when the peer reset the connection.
 func (c *Conn) Read(b []byte) (int, error) {
-	n, err := c.in.read(b)
+	n, err := c.in.read(b, c.out)
 	if err != nil && err != io.EOF {
 		err = c.fail("read", err)
 	}
@@ -304,7 +306,7 @@ func (c *Conn) Lag(d time.Duration) { c.out.lagBy(d) }
 // then fails with [os.ErrDeadlineExceeded], and what this end sends afterwards
 // arrives d later.
 func (c *Conn) ReadQuiet(b []byte, d time.Duration) (int, error) {
-	n, err := c.in.readQuiet(b, c.out)
+	n, err := c.in.readQuiet(b, c.out, true)
 	if errors.Is(err, errQuiet) {
 		c.out.lagBy(d)
 		err = os.ErrDeadlineExceeded
@@ -313,6 +315,27 @@ func (c *Conn) ReadQuiet(b []byte, d time.Duration) (int, error) {
 		err = c.fail("read", err)
 	}
 	return n, err
+}
+
+// ReadPatient reads like Read, on behalf of a server that waits for its client
+// longer than any client waits for it. While it waits, and nothing is under
+// way, a peer that reads with a deadline finds the deadline passed at once.
+// The peer must not write from another goroutine while it reads.
+func (c *Conn) ReadPatient(b []byte) (int, error) {
+	c.out.setPatient(true)
+	defer c.out.setPatient(false)
+	return c.Read(b)
+}
+
+// maxCuts is how many writes [Conn.Cuts] remembers.
+const maxCuts = 32
+
+// Cuts says where the peer's first writes ended, in octets from the beginning:
+// how what it sent was cut into segments, however it was read.
+func (c *Conn) Cuts() []int {
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	return slices.Clone(c.in.cuts)
 }
 
 var errQuiet = errors.New("the peer says nothing")
@@ -332,6 +355,9 @@ type flow struct {
 	lagAfter int
 	blocked  int        // readers that wait for something to come
 	watcher  *sync.Cond // told when a reader begins to wait
+	patient  bool       // the writer says nothing before it has read something
+	written  int        // octets
+	cuts     []int      // where the first writes ended, in octets from the beginning
 }
 
 type deadline struct {
@@ -343,14 +369,14 @@ func newFlow(mu *sync.Mutex) *flow {
 	return &flow{mu: mu, cond: sync.NewCond(mu)}
 }
 
-func (f *flow) read(b []byte) (int, error) { return f.readQuiet(b, nil) }
+func (f *flow) read(b []byte, other *flow) (int, error) { return f.readQuiet(b, other, false) }
 
-// readQuiet reads, and fails with errQuiet when the reader of the other
-// direction waits while nothing is under way in either.
-func (f *flow) readQuiet(b []byte, other *flow) (int, error) {
+// readQuiet reads, and if quiet fails with errQuiet when the reader of the
+// other direction waits while nothing is under way in either.
+func (f *flow) readQuiet(b []byte, other *flow, quiet bool) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if other != nil {
+	if quiet {
 		other.watcher = f.cond
 		defer func() { other.watcher = nil }()
 	}
@@ -385,12 +411,17 @@ func (f *flow) readQuiet(b []byte, other *flow) (int, error) {
 			return 0, io.EOF
 		case len(b) == 0:
 			return 0, nil
-		case other != nil && other.blocked > 0 && other.off == len(other.buf):
+		case quiet && other.blocked > 0 && other.off == len(other.buf):
 			return 0, errQuiet
+		case f.patient && !f.rd.at.IsZero() && other.blocked > 0 && other.off == len(other.buf) && !other.eof:
+			return 0, os.ErrDeadlineExceeded
 		}
 		f.blocked++
 		if f.watcher != nil {
 			f.watcher.Broadcast()
+		}
+		if other.patient {
+			other.cond.Broadcast()
 		}
 		f.cond.Wait()
 		f.blocked--
@@ -400,6 +431,12 @@ func (f *flow) readQuiet(b []byte, other *flow) (int, error) {
 // late says whether the next octet comes only after the reader's deadline.
 func (f *flow) late() bool {
 	return f.lag > 0 && f.lagAfter == 0 && !f.rd.at.IsZero() && time.Until(f.rd.at) <= f.lag
+}
+
+func (f *flow) setPatient(on bool) {
+	f.mu.Lock()
+	f.patient = on
+	f.mu.Unlock()
 }
 
 func (f *flow) lagBy(d time.Duration) {
@@ -418,6 +455,9 @@ func (f *flow) lagBy(d time.Duration) {
 func (f *flow) write(b []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.written += len(b); len(f.cuts) < maxCuts {
+		f.cuts = append(f.cuts, f.written)
+	}
 	written := 0
 	for {
 		switch {

@@ -71,6 +71,9 @@ type Conn struct {
 	passed time.Duration
 	read   int // octets that came
 	wrote  int // octets that left
+
+	patient bool
+	reads   int
 }
 
 // New takes over a connection. When ctx ends, every operation on it fails.
@@ -109,7 +112,45 @@ func (s source) Read(b []byte) (int, error) {
 	}
 	n, err := s.c.nc.Read(b)
 	s.c.read += n
+	s.c.reads++
 	return n, err
+}
+
+// CutWithin says whether the first n octets came in more than one segment.
+func (c *Conn) CutWithin(n int) bool {
+	m, ok := c.raw.(interface{ Cuts() []int })
+	if !ok {
+		return c.reads > 1
+	}
+	for _, at := range m.Cuts() {
+		if at < n {
+			return true
+		}
+	}
+	return false
+}
+
+// patience reads from the network beneath the session and beneath TLS.
+type patience struct {
+	net.Conn
+	c *Conn
+}
+
+func (p patience) Read(b []byte) (int, error) {
+	if r, ok := p.Conn.(interface{ ReadPatient([]byte) (int, error) }); ok && p.c.patient {
+		return r.ReadPatient(b)
+	}
+	return p.Conn.Read(b)
+}
+
+// Patient says that the server waits for its client longer than any client
+// waits for it: on the in-memory network a client that waits too, with a
+// deadline, then finds it passed at once.
+func (c *Conn) Patient(on bool) {
+	c.patient = on
+	if c.tls == nil {
+		c.nc = patience{c.raw, c}
+	}
 }
 
 type sink struct{ c *Conn }
@@ -240,10 +281,13 @@ func (c *Conn) StartTLS(cfg *tls.Config, residue Residue) error {
 		return err
 	}
 	raw := c.raw
+	if c.patient {
+		raw = patience{c.raw, c}
+	}
 	if n := c.br.Buffered(); n > 0 {
 		b, _ := c.br.Peek(n)
 		if residue == Feed {
-			raw = &prefixed{Conn: c.raw, rest: append([]byte(nil), b...)}
+			raw = &prefixed{Conn: raw, rest: append([]byte(nil), b...)}
 		}
 	}
 	t := tls.Server(raw, cfg)
@@ -335,4 +379,29 @@ func (c *Conn) Release() {
 func IsTimeout(err error) bool {
 	var ne net.Error
 	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// Unread gives octets back that were taken from the reader: they are read
+// before anything else.
+func (c *Conn) Unread(b []byte) {
+	ahead := append([]byte(nil), b...)
+	if n := c.br.Buffered(); n > 0 {
+		more, _ := c.br.Peek(n)
+		ahead = append(ahead, more...)
+	}
+	c.br.Reset(io.MultiReader(&first{b: ahead}, source{c}))
+}
+
+// Linger says that nothing more will be said, and reads what the peer has sent
+// or still sends for d at most: a close at once could take back what the peer
+// has not read yet.
+func (c *Conn) Linger(d time.Duration) {
+	c.bw.Flush()
+	w, ok := c.raw.(interface{ CloseWrite() error })
+	if !ok {
+		return
+	}
+	w.CloseWrite()
+	c.raw.SetReadDeadline(time.Now().Add(d))
+	io.CopyN(io.Discard, c.raw, 1<<20)
 }

@@ -25,8 +25,23 @@ const (
 	Junk  = "Junk"
 )
 
-// delim is what separates the parts of a mailbox's name, as in a maildir.
-const delim = '.'
+// A Layout is how a server names its mailboxes.
+type Layout struct {
+	Delim rune  // what separates the parts of a name
+	Boxes []Box // what every account has from the start, beside INBOX
+	// Indexed are the fields, in lower case, that SEARCH HEADER finds; nil is
+	// all of them.
+	Indexed []string
+}
+
+// A Box is a mailbox that every account has from the start.
+type Box struct {
+	Name string
+	Use  imap.MailboxAttr
+}
+
+// Maildir is the layout of Dovecot with maildirs.
+func Maildir() Layout { return Layout{Delim: '.'} }
 
 // UIDValidity is the INBOX's, for every account.
 const UIDValidity = 1
@@ -34,14 +49,20 @@ const UIDValidity = 1
 // A Store is the accounts of a source. Accounts come into being when they are
 // first used.
 type Store struct {
+	layout   Layout
 	password func(user string) (string, bool)
 	mu       sync.Mutex
 	users    map[string]*User
 }
 
-// New returns a store of the accounts that password knows.
+// New returns a store of the accounts that password knows, of maildirs.
 func New(password func(user string) (string, bool)) *Store {
-	return &Store{password: password, users: make(map[string]*User)}
+	return NewLaid(Maildir(), password)
+}
+
+// NewLaid returns a store with a layout of its own.
+func NewLaid(layout Layout, password func(user string) (string, bool)) *Store {
+	return &Store{layout: layout, password: password, users: make(map[string]*User)}
 }
 
 // Password returns the password of an account. Names are compared without
@@ -60,7 +81,7 @@ func (s *Store) User(name string) *User {
 		if _, ok := s.password(name); !ok {
 			return nil
 		}
-		u = newUser(name)
+		u = s.newUser(name)
 		s.users[name] = u
 	}
 	return u
@@ -73,7 +94,7 @@ func (s *Store) Adopt(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.users[name] == nil && len(s.users) < MaxUsers {
-		s.users[name] = newUser(name)
+		s.users[name] = s.newUser(name)
 	}
 }
 
@@ -84,7 +105,8 @@ const MaxUsers = 1 << 16
 type User struct {
 	Name string
 
-	mem *imapmemserver.User
+	layout Layout
+	mem    *imapmemserver.User
 
 	mu         sync.Mutex // held while messages come into a mailbox
 	boxes      []string
@@ -100,15 +122,19 @@ type script struct {
 	active bool
 }
 
-func newUser(name string) *User {
-	u := &User{Name: name, mem: imapmemserver.NewUser(name, ""), bodies: make(map[string]map[imap.UID][]byte)}
+func (s *Store) newUser(name string) *User {
+	u := &User{Name: name, layout: s.layout, mem: imapmemserver.NewUser(name, ""), bodies: make(map[string]map[imap.UID][]byte)}
 	u.create(Inbox)
+	for _, b := range s.layout.Boxes {
+		u.create(b.Name)
+		u.subscribed = append(u.subscribed, b.Name)
+	}
 	return u
 }
 
 // create makes a mailbox. The caller holds u.mu, or is alone.
 func (u *User) create(box string) error {
-	box = strings.TrimRight(canonical(box), string(delim))
+	box = strings.TrimRight(canonical(box), string(u.layout.Delim))
 	if err := u.mem.Create(box, nil); err != nil {
 		return err
 	}
@@ -272,21 +298,32 @@ func (s *session) Move(w *imapserver.MoveWriter, set imap.NumSet, dest string) e
 	return s.UserSession.Move(w, set, dest)
 }
 
-// List lists mailboxes with a maildir's delimiter and flags.
+// Search finds what the layout's index holds.
+func (s *session) Search(kind imapserver.NumKind, criteria *imap.SearchCriteria, options *imap.SearchOptions) (*imap.SearchData, error) {
+	if s.user.layout.Indexed != nil && slices.ContainsFunc(criteria.Header, func(h imap.SearchCriteriaHeaderField) bool {
+		return !slices.Contains(s.user.layout.Indexed, strings.ToLower(h.Key))
+	}) {
+		never := &imap.SearchCriteria{Not: []imap.SearchCriteria{{}}}
+		return s.UserSession.Search(kind, never, options)
+	}
+	return s.UserSession.Search(kind, criteria, options)
+}
+
+// List lists mailboxes with the layout's delimiter, and their flags.
 func (s *session) List(w *imapserver.ListWriter, ref string, patterns []string, options *imap.ListOptions) error {
 	if len(patterns) == 0 {
-		return w.WriteList(&imap.ListData{Attrs: []imap.MailboxAttr{imap.MailboxAttrNoSelect}, Delim: delim})
+		return w.WriteList(&imap.ListData{Attrs: []imap.MailboxAttr{imap.MailboxAttrNoSelect}, Delim: s.user.layout.Delim})
 	}
 	s.user.mu.Lock()
 	boxes := slices.Clone(s.user.boxes)
 	subscribed := slices.Clone(s.user.subscribed)
 	s.user.mu.Unlock()
 	for _, box := range boxes {
-		if !slices.ContainsFunc(patterns, func(p string) bool { return imapserver.MatchList(box, delim, ref, p) }) {
+		if !slices.ContainsFunc(patterns, func(p string) bool { return imapserver.MatchList(box, s.user.layout.Delim, ref, p) }) {
 			continue
 		}
-		data := imap.ListData{Mailbox: box, Delim: delim, Attrs: []imap.MailboxAttr{imap.MailboxAttrHasNoChildren}}
-		if slices.ContainsFunc(boxes, func(b string) bool { return strings.HasPrefix(b, box+string(delim)) }) {
+		data := imap.ListData{Mailbox: box, Delim: s.user.layout.Delim, Attrs: []imap.MailboxAttr{imap.MailboxAttrHasNoChildren}}
+		if slices.ContainsFunc(boxes, func(b string) bool { return strings.HasPrefix(b, box+string(s.user.layout.Delim)) }) {
 			data.Attrs[0] = imap.MailboxAttrHasChildren
 		}
 		if slices.Contains(subscribed, box) {
@@ -294,7 +331,10 @@ func (s *session) List(w *imapserver.ListWriter, ref string, patterns []string, 
 		} else if options.SelectSubscribed {
 			continue
 		}
-		if options.SelectSpecialUse {
+		use := slices.IndexFunc(s.user.layout.Boxes, func(b Box) bool { return b.Name == box })
+		if use >= 0 {
+			data.Attrs = append(data.Attrs, s.user.layout.Boxes[use].Use)
+		} else if options.SelectSpecialUse {
 			continue
 		}
 		if options.ReturnStatus != nil {
@@ -365,7 +405,7 @@ func (s *session) Unsubscribe(box string) error {
 }
 
 func (s *session) Namespace() (*imap.NamespaceData, error) {
-	return &imap.NamespaceData{Personal: []imap.NamespaceDescriptor{{Delim: delim}}}, nil
+	return &imap.NamespaceData{Personal: []imap.NamespaceDescriptor{{Delim: s.user.layout.Delim}}}, nil
 }
 
 // copied remembers messages under their new UIDs. The caller holds user.mu.

@@ -1,0 +1,327 @@
+package stalwart_test
+
+import (
+	"encoding/base64"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"gotest.tools/v3/assert"
+
+	"github.com/mailproof/mailproof/harness/reference/stalwart"
+)
+
+// observations are one for every bug: what a right server shows, and how to
+// see it. A server with the bug shows something else.
+var observations = map[string]struct {
+	right string
+	see   func(t *testing.T, l *lab) string
+}{
+	"stalwart-header-ignored":        {"203.0.113.7:40001", seenAs("203.0.113.7:40001")},
+	"stalwart-port-dropped":          {"203.0.113.7:40001", seenAs("203.0.113.7:40001")},
+	"stalwart-destination-as-client": {"203.0.113.7:40001", seenAs("203.0.113.7:40001")},
+	"stalwart-mapped-not-normalised": {"203.0.113.7:40001", seenAs("[::ffff:203.0.113.7]:40001")},
+	"stalwart-ipv6-refused":          {"2001:db8::77:40001", seenAs("[2001:db8::77]:40001")},
+	"stalwart-log-no-session-keys":   {"203.0.113.7:40001", seenAs("203.0.113.7:40001")},
+	"stalwart-log-drops-lines":       {"203.0.113.7:40001", seenAs("203.0.113.7:40001")},
+	"stalwart-mixes-up-sessions": {"203.0.113.7:40001", func(t *testing.T, l *lab) string {
+		l.through("203.0.113.99:1", 143).line()
+		return seenAs("203.0.113.7:40001")(t, l)
+	}},
+	"stalwart-header-from-anyone": {"* BAD", func(t *testing.T, l *lab) string {
+		c := l.open(strangerAt, 143)
+		c.nc.Write(header("203.0.113.7:40001", "198.51.100.1:143"))
+		c.line()
+		c.say("a1 NOOP")
+		return c.line()[:5]
+	}},
+	"stalwart-header-optional": {"<silence>", func(_ *testing.T, l *lab) string { return l.greets(proxyAt) }},
+	"stalwart-header-whole-segment": {"* OK", func(_ *testing.T, l *lab) string {
+		c := l.open(proxyAt, 143)
+		h := header("203.0.113.7:40001", "198.51.100.1:143")
+		c.nc.Write(h[:1])
+		c.nc.SetReadDeadline(time.Now().Add(time.Minute))
+		c.line() // silence, as soon as the server has read the first octet
+		c.nc.SetReadDeadline(time.Now().Add(time.Minute))
+		c.nc.Write(h[1:])
+		return first(c.line(), 4)
+	}},
+	"stalwart-header-eats-payload": {"HTTP/1.1 200 OK", func(_ *testing.T, l *lab) string {
+		c := l.open(proxyAt, 8080)
+		c.nc.Write(append(header("203.0.113.7:40001", "198.51.100.1:8080"), "GET /healthz/live HTTP/1.1\r\n\r\n"...))
+		c.nc.SetReadDeadline(time.Now().Add(time.Minute))
+		return c.line()
+	}},
+	"stalwart-v1-refused":     {"* OK", greetedAfter("PROXY TCP4 203.0.113.7 198.51.100.1 1 2\r\n")},
+	"stalwart-local-refused":  {"* OK", greetedAfter("\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00")},
+	"stalwart-unspec-refused": {"* OK", greetedAfter("\r\n\r\n\x00\r\nQUIT\n\x21\x00\x00\x00")},
+	"stalwart-header-again-after-tls": {"tls", func(_ *testing.T, l *lab) string {
+		c := l.through("203.0.113.7:40001", 143)
+		c.line()
+		c.say("a1 STARTTLS")
+		c.line()
+		c.nc.SetDeadline(time.Now().Add(time.Second))
+		if c.tryTLS() != nil {
+			return "no tls"
+		}
+		return "tls"
+	}},
+	"stalwart-failed-login-logs-proxy": {"203.0.113.7", func(t *testing.T, l *lab) string {
+		c := l.through("203.0.113.7:40001", 993)
+		c.line()
+		c.say("a1 LOGIN alice@example.test wrong")
+		c.line()
+		return regexp.MustCompile(`remoteIp = (\S+),`).FindStringSubmatch(l.log.await(t, "(auth.failed)"))[1]
+	}},
+	"stalwart-forwarded-believed": {"false", func(_ *testing.T, l *lab) string {
+		l.ask(strangerAt, 8081, "GET /jmap/session HTTP/1.1\r\nForwarded: for=6.6.6.6\r\nAuthorization: Basic "+base64.StdEncoding.EncodeToString([]byte("alice@example.test:alicepw"))+"\r\n\r\n")
+		l.srv.Close()
+		return fmt.Sprint(strings.Contains(strings.Join(l.log.end(), "\n"), "remoteIp = 6.6.6.6"))
+	}},
+	"stalwart-ban-hits-proxy": {`{"data":{"total":1,"items":{"203.0.113.60":""}}}`, func(_ *testing.T, l *lab) string {
+		l.attack("203.0.113.60:40001")
+		_, body := l.api("GET", "/api/settings/list?prefix=server.blocked-ip", "")
+		return body
+	}},
+	"stalwart-ban-forgotten": {"<closed>", func(_ *testing.T, l *lab) string {
+		l.attack("203.0.113.60:40001")
+		l.restart()
+		return l.through("203.0.113.60:40002", 143).line()
+	}},
+	"stalwart-blocked-ignored": {"<closed>", func(_ *testing.T, l *lab) string {
+		l.attack("203.0.113.60:40001")
+		return first(l.through("203.0.113.60:40002", 143).line(), 8)
+	}},
+	"stalwart-reload-applies-listeners": {"<silence>", func(_ *testing.T, l *lab) string {
+		l.api("POST", "/api/settings", `[{"type":"clear","prefix":"server.listener.imap.proxy."}]`)
+		l.reload()
+		return l.greets(proxyAt)
+	}},
+	"stalwart-reload-applies-nothing": {"220 changed", func(_ *testing.T, l *lab) string {
+		l.set("session.connect.greeting", "'changed'")
+		l.reload()
+		return l.open(strangerAt, 25).line()
+	}},
+	"stalwart-insert-applies": {"220 old.internal.test Stalwart ESMTP at your service", func(_ *testing.T, l *lab) string {
+		l.set("session.connect.greeting", "'changed'")
+		return l.open(strangerAt, 25).line()
+	}},
+	"stalwart-restart-keeps-listeners": {"greeted", func(_ *testing.T, l *lab) string {
+		l.api("POST", "/api/settings", `[{"type":"clear","prefix":"server.listener.imap.proxy."}]`)
+		l.restart()
+		return l.greets(proxyAt)
+	}},
+	"stalwart-reload-errors-hidden": {"errors", func(_ *testing.T, l *lab) string {
+		l.set("http.url", "https://x")
+		if _, body := l.api("GET", "/api/reload", ""); strings.Contains(body, `"errors":{}`) {
+			return "no errors"
+		}
+		return "errors"
+	}},
+	"stalwart-accepts-any-password": {"b1 NO", func(_ *testing.T, l *lab) string { return first(l.login("alice@example.test", "wrong"), 5) }},
+	"stalwart-roles-ignored":        {"<closed>", func(_ *testing.T, l *lab) string { return first(l.login("noroles@example.test", "x"), 8) }},
+	"stalwart-closes-after-failed-login": {"b1 NO [AUTHENTICATIONFAILED] Authentication failed", func(_ *testing.T, l *lab) string {
+		return l.login("alice@example.test", "wrong")
+	}},
+	"stalwart-no-greeting": {"greeted", func(_ *testing.T, l *lab) string { return l.greets(strangerAt) }},
+	"stalwart-bare-lf": {"\r\n", func(_ *testing.T, l *lab) string {
+		s, _ := l.open(strangerAt, 143).br.ReadString('\n')
+		return s[len(s)-2:]
+	}},
+	"stalwart-relay-everyone":          {"550 5.1.2 Relay not allowed.", recipient("x@elsewhere.example")},
+	"stalwart-relay-refuses-everyone":  {"250 2.1.5 OK", recipient("alice@example.test")},
+	"stalwart-accepts-then-drops":      {"1 0", mailboxes},
+	"stalwart-delivers-twice":          {"1 0", mailboxes},
+	"stalwart-delivers-to-junk":        {"1 0", mailboxes},
+	"stalwart-rewrites-body":           {"whole", body},
+	"stalwart-dot-stuffing-kept":       {"whole", body},
+	"stalwart-received-shows-listener": {"whole", body},
+	"stalwart-bdat-truncates":          {"250 whole", bdat},
+	"stalwart-bdat-last-ignored":       {"250 whole", bdat},
+	"stalwart-one-bad-refuses-all": {"354 Start mail input; end with <CRLF>.<CRLF>", func(_ *testing.T, l *lab) string {
+		c := l.open(relayAt, 25)
+		c.reply()
+		for _, s := range []string{"EHLO new.example.test", "MAIL FROM:<a@b.example>", "RCPT TO:<nobody@example.test>", "RCPT TO:<alice@example.test>"} {
+			c.ask(s)
+		}
+		return c.ask("DATA")
+	}},
+	"stalwart-null-sender-refused": {"250 2.1.0 OK", func(_ *testing.T, l *lab) string {
+		c := l.open(relayAt, 25)
+		c.reply()
+		c.ask("EHLO new.example.test")
+		return c.ask("MAIL FROM:<>")
+	}},
+	"stalwart-loops-accepted": {"450 4", func(_ *testing.T, l *lab) string {
+		c := l.open(relayAt, 25)
+		c.reply()
+		for _, s := range []string{"EHLO new.example.test", "MAIL FROM:<>", "RCPT TO:<alice@example.test>", "DATA"} {
+			c.ask(s)
+		}
+		return first(c.ask(messageFor("(message with 55 Received fields)")), 5)
+	}},
+	"stalwart-host-header-believed": {"http://old", func(_ *testing.T, l *lab) string {
+		a := l.ask(strangerAt, 8081, "GET /jmap/session HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+		return first(strings.Split(a.body, `"apiUrl":"`)[1], 10)
+	}},
+	"stalwart-redirects-absolute": {"/jmap/session", func(_ *testing.T, l *lab) string {
+		return l.ask(strangerAt, 8081, "GET /.well-known/jmap HTTP/1.1\r\n\r\n").headers["location"]
+	}},
+	"stalwart-websocket-refused": {"101", func(_ *testing.T, l *lab) string {
+		return fmt.Sprint(l.ask(strangerAt, 8081, upgrade()).status)
+	}},
+	"stalwart-cookie-names-host": {"", func(_ *testing.T, l *lab) string {
+		return l.ask(strangerAt, 8081, "GET /healthz/live HTTP/1.1\r\n\r\n").headers["set-cookie"]
+	}},
+	"stalwart-log-late": {"at once", func(t *testing.T, l *lab) string {
+		for i := range 5 { // a busy machine may be late once
+			c := l.through(fmt.Sprintf("203.0.113.7:%d", 40001+i), 143)
+			c.line()
+			began := time.Now()
+			c.say("a1 AUTHENTICATE PLAIN " + plain("bob@example.test", "bobpw"))
+			l.log.await(t, "(auth.success)", fmt.Sprint("remotePort = ", 40001+i))
+			if time.Since(began) < stalwart.LogDelay {
+				return "at once"
+			}
+		}
+		return "late"
+	}},
+}
+
+func first(s string, n int) string { return s[:min(n, len(s))] }
+
+// seenAs connects through the proxy as src and says as whom the log has it.
+func seenAs(src string) func(*testing.T, *lab) string {
+	return func(t *testing.T, l *lab) string {
+		c := l.through(src, 143)
+		s := c.line()
+		if strings.HasPrefix(s, "<") {
+			return s
+		}
+		c.say("a1 AUTHENTICATE PLAIN " + plain("bob@example.test", "bobpw"))
+		c.line()
+		c.say("a2 LOGOUT")
+		for s := c.line(); !strings.HasPrefix(s, "<"); s = c.line() {
+		}
+		assert.NilError(t, l.srv.Close())
+		for _, line := range l.log.end() {
+			if strings.Contains(line, "(auth.success)") && strings.Contains(line, "bob@example.test") {
+				m := regexp.MustCompile(`remoteIp = (\S+), remotePort = (\d+)`).FindStringSubmatch(line)
+				if m == nil {
+					return "nobody"
+				}
+				return m[1] + ":" + m[2]
+			}
+		}
+		return "no line"
+	}
+}
+
+func greetedAfter(h string) func(*testing.T, *lab) string {
+	return func(_ *testing.T, l *lab) string {
+		c := l.open(proxyAt, 143)
+		io.WriteString(c.nc, h)
+		return first(c.line(), 4)
+	}
+}
+
+func (l *lab) login(user, secret string) string {
+	c := l.open(strangerAt, 143)
+	c.line()
+	c.say("b1 AUTHENTICATE PLAIN " + plain(user, secret))
+	return c.line()
+}
+
+// attack earns a client of the proxy a ban.
+func (l *lab) attack(src string) {
+	l.t.Helper()
+	l.set("server.auto-ban.auth.rate", "1/1d")
+	l.reload()
+	for range 2 {
+		c := l.open(proxyAt, 143)
+		c.nc.Write(header(src, "198.51.100.1:143"))
+		c.line()
+		c.say("b1 AUTHENTICATE PLAIN " + plain("bob@example.test", "wrong"))
+		c.line()
+		c.nc.Close()
+	}
+}
+
+func recipient(address string) func(*testing.T, *lab) string {
+	return func(_ *testing.T, l *lab) string {
+		c := l.open(relayAt, 25)
+		c.reply()
+		c.ask("EHLO new.example.test")
+		c.ask("MAIL FROM:<a@b.example>")
+		return c.ask("RCPT TO:<" + address + ">")
+	}
+}
+
+func mailboxes(t *testing.T, l *lab) string {
+	l.deliver(t, "x")
+	return fmt.Sprint(len(l.inbox()), len(l.box("alice@example.test", "Junk Mail")))
+}
+
+func body(_ *testing.T, l *lab) string {
+	c := l.open(relayAt, 25)
+	c.reply()
+	for _, s := range []string{"EHLO new.example.test", "MAIL FROM:<a@b.example>", "RCPT TO:<alice@example.test>", "DATA"} {
+		c.ask(s)
+	}
+	c.ask("Subject: b\r\n\r\n..dot\r\n.")
+	m := l.inbox()[0]
+	if strings.HasSuffix(m, "\r\n\r\n.dot\r\n") && strings.Contains(m, "[172.30.2.1]") {
+		return "whole"
+	}
+	return m
+}
+
+func bdat(_ *testing.T, l *lab) string {
+	c := l.open(relayAt, 25)
+	c.reply()
+	for _, s := range []string{"EHLO new.example.test", "MAIL FROM:<a@b.example>", "RCPT TO:<alice@example.test>"} {
+		c.ask(s)
+	}
+	const m = "Subject: b\r\n\r\none two three\r\n"
+	io.WriteString(c.nc, fmt.Sprintf("BDAT %d LAST\r\n%s", len(m), m))
+	s := first(c.reply(), 3)
+	if in := l.inbox(); len(in) == 1 && strings.HasSuffix(in[0], m) {
+		return s + " whole"
+	}
+	return s
+}
+
+func upgrade() string {
+	return "GET /jmap/ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: jmap\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" +
+		"Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("alice@example.test:alicepw")) + "\r\n\r\n"
+}
+
+// TestEveryBug: each shows, and is alone in what it shows.
+func TestEveryBug(t *testing.T) {
+	for _, b := range stalwart.Bugs() {
+		t.Run(b.Name, func(t *testing.T) {
+			o, ok := observations[b.Name]
+			assert.Assert(t, ok, "nothing shows this bug")
+			assert.Assert(t, strings.HasSuffix(b.Sentence, "."), b.Sentence)
+			see := func(t *testing.T, bugs ...string) string {
+				t.Helper()
+				l := startLab(t, labOptions{bugs: bugs, keys: trusting})
+				return o.see(t, l)
+			}
+			assert.Equal(t, see(t), o.right)
+			got := see(t, b.Name)
+			assert.Assert(t, got != o.right, "the bug does not show: %q", got)
+		})
+	}
+	assert.Equal(t, len(observations), len(stalwart.Bugs()))
+}
+
+// trusting are the guide's keys as they stand in the file after it.
+const trusting = `
+server.listener.imap.proxy.trusted-networks.0 = "172.30.1.1/32"
+server.listener.imaptls.proxy.trusted-networks.0 = "172.30.1.1/32"
+server.listener.http.proxy.trusted-networks.0 = "172.30.1.1/32"
+`
