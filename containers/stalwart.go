@@ -17,7 +17,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/moby/moby/client"
@@ -25,23 +24,16 @@ import (
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness"
 	"github.com/mailproof/mailproof/harness/manage"
-	"github.com/mailproof/mailproof/harness/result"
 	"github.com/mailproof/mailproof/harness/run"
 )
 
 //go:embed start-stalwart.sh
 var startStalwartScript string
 
-// StageReload is where a source rejects settings of a layer, and is judged all
-// the same: a start drops silently what a reload rejects.
-const StageReload = "reload"
-
 const (
-	stalwartBase   = "trixie" // the release that a user's program is put into
-	stalwartConfig = "/opt/stalwart/etc/config.toml"
-	stalwartPool   = 120 // accounts of one source: each is a request of its own
-	maxStalwart    = 1 << 30
-	restartFor     = 40 * time.Second
+	stalwartBase = "trixie" // the release that a user's program is put into
+	maxStalwart  = 1 << 30
+	restartFor   = 40 * time.Second
 )
 
 // stalwartImage returns the image that a Stalwart runs in: the one that was
@@ -149,13 +141,10 @@ func runsOn(path, arch string) error {
 // A stalwart is what a source of this kind has beside its container.
 type stalwart struct {
 	*manage.Client
-	l        *Lab
-	src      *source
-	secret   string
-	keys     fixtures.Keys // all that was laid
-	database fixtures.Keys
-	stored   fixtures.Keys // stored last, and not brought into force
-	guide    []run.Setting
+	l      *Lab
+	src    *source
+	secret string
+	setup  *harness.StalwartSetup
 }
 
 // startStalwart starts one Stalwart. It is not asked anything before the
@@ -167,17 +156,20 @@ func (l *Lab) startStalwart(ctx context.Context, i int, s harness.SourceSpec, im
 	if err != nil {
 		return nil, asStart(s.Name, StageOverlay, "its layers", err)
 	}
-	src := &source{name: s.Name, index: i, pool: harness.NewAccountPoolOf(i, stalwartPool), journal: newJournal(), layers: layers}
+	src := &source{name: s.Name, index: i, pool: harness.NewAccountPoolOf(i, harness.StalwartPool), journal: newJournal(), layers: layers}
 	st := &stalwart{l: l, src: src, secret: rand.Text()}
-	recipe, err := harness.StalwartGuide(i, s)
-	if err != nil {
-		return nil, asStart(s.Name, StageOverlay, "the guide's recipe", err)
+	if st.setup, err = harness.SetUpStalwart(i, s, layers); err != nil {
+		where := "its layers"
+		var le *harness.LayerError
+		if errors.As(err, &le) {
+			where, err = "the layer "+le.Layer, le.Err
+		}
+		return nil, asStart(s.Name, StageOverlay, where, err)
 	}
-	files, err := st.lay(i, layers, l.ca)
+	files, err := st.files(i, l.ca)
 	if err != nil {
-		return nil, asStart(s.Name, StageOverlay, "its layers", err)
+		return nil, err
 	}
-	st.guide = followed(st.keys, recipe)
 	src.stalwart = st
 	var joints []joint
 	for _, n := range fixtures.Networks() {
@@ -202,86 +194,37 @@ func (l *Lab) startStalwart(ctx context.Context, i int, s harness.SourceSpec, im
 	return src, nil
 }
 
-// lay turns layers into a container's files, and keeps what goes into the
-// database.
-func (st *stalwart) lay(i int, layers []harness.Laid, ca *fixtures.Authority) ([]file, error) {
-	keys := fixtures.Keys{}
-	st.stored = fixtures.Keys{}
-	var files []file
-	put := func(path string, mode int64, text string) { files = append(files, file{path, mode, []byte(text)}) }
-	// Stalwart asks a public server about spam; where its name cannot be
-	// resolved every reload is rejected.
-	hosts := "127.0.0.1 public.pyzor.org\n"
-	for _, l := range layers {
-		for _, p := range l.Paths() {
-			bad := func(err error) error {
-				return &StartError{st.src.name, StageOverlay, "the layer " + l.Name, err.Error()}
-			}
-			switch text := l.Files[p]; {
-			case p == "etc/hosts":
-				hosts += text + "\n"
-			case p == fixtures.StoredFile:
-				if err := st.stored.ParseKeys(p, text); err != nil {
-					return nil, bad(err)
-				}
-			case strings.HasPrefix(p, "stalwart/") && fixtures.IsConfig(p):
-				if err := keys.ParseKeys(p, text); err != nil {
-					return nil, bad(err)
-				}
-			case fixtures.IsConfig(p):
-				return nil, bad(fmt.Errorf("%s is configuration of another kind of source", p))
-			default:
-				put(l.Dir+"/"+p, 0o755, text)
-			}
-		}
-	}
-	st.keys = maps.Clone(keys)
-	local, database := keys.Split()
-	st.database = database
-	local["authentication.fallback-admin.user"] = "admin"
-	local["authentication.fallback-admin.secret"] = st.secret
+// files are what the server finds in its container.
+func (st *stalwart) files(i int, ca *fixtures.Authority) ([]file, error) {
 	cert, key, err := ca.Leaf(fixtures.SourceHost(i), sourcePairs(i)...)
 	if err != nil {
 		return nil, err
 	}
-	put("/etc/ssl/certs/mail.pem", 0o644, string(cert))
-	put("/etc/ssl/private/mail.key", 0o600, string(key))
-	put(stalwartConfig, 0o600, local.File())
-	put("/mailproof/hosts", 0o644, hosts)
-	put("/mailproof/start", 0o755, startStalwartScript)
-	return files, nil
-}
-
-// followed is what of a source's settings follows the guide, whatever its
-// listeners are called: the networks whose headers are taken, and the other
-// settings that the guide names.
-func followed(keys fixtures.Keys, recipe []run.Setting) []run.Setting {
-	var out []run.Setting
-	for _, name := range keys.Sorted() {
-		listener, ok := strings.CutPrefix(name, "server.listener.")
-		id, field, _ := strings.Cut(listener, ".")
-		named := slices.ContainsFunc(recipe, func(s run.Setting) bool { return s.Name == name })
-		if named || strings.HasPrefix(name, "server.proxy.") || ok && id != fixtures.StalwartManagement && strings.HasPrefix(field, "proxy.") {
-			out = append(out, run.Setting{Name: name, Value: keys[name]})
-		}
+	keys := maps.Clone(st.setup.File)
+	keys["authentication.fallback-admin.user"] = harness.StalwartAdmin
+	keys["authentication.fallback-admin.secret"] = st.secret
+	out := []file{
+		{harness.StalwartCertPath, 0o644, cert},
+		{harness.StalwartKeyPath, 0o600, key},
+		{harness.StalwartConfigPath, 0o600, []byte(keys.File())},
+		{"/mailproof/hosts", 0o644, []byte(st.setup.Hosts)},
+		{"/mailproof/start", 0o755, []byte(startStalwartScript)},
 	}
-	return out
+	for path, text := range st.setup.Files {
+		out = append(out, file{path, 0o755, []byte(text)})
+	}
+	return out, nil
 }
 
-// settle waits until the server answers and gives it what its file cannot
-// hold: accounts, and the settings that belong to its database.
+// settle waits until the server answers and gives it what its file cannot hold.
 func (st *stalwart) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startFor)
 	defer cancel()
 	src := st.src
 	failed := func(where string, err error) error {
-		var se *StartError
-		if errors.As(err, &se) {
-			return se
-		}
 		return &StartError{src.name, StageStart, where, err.Error() + "; its last words:\n" + src.journal.tail(20)}
 	}
-	st.Client = manage.New(st.dial, "admin", st.secret)
+	st.Client = manage.New(st.dial, harness.StalwartAdmin, st.secret)
 	st.l.mu.Lock()
 	st.l.admins = append(st.l.admins, st.Client)
 	st.l.mu.Unlock()
@@ -291,67 +234,14 @@ func (st *stalwart) settle(ctx context.Context) error {
 	if err := st.version(); err != nil {
 		return err
 	}
-	if err := st.Create(ctx, manage.Principal{Type: "domain", Name: fixtures.Domain}); err != nil {
-		return failed("the mail domain", err)
+	problems, err := st.setup.Settle(ctx, src.name, st.Client, src.pool, st.Restart)
+	if err != nil {
+		return failed("its management API", err)
 	}
-	if err := st.accounts(ctx); err != nil {
-		return failed("the accounts", err)
-	}
-	settings := []run.Setting{
-		// A server with a network has stored this by itself. Without it every
-		// restart writes the shipped defaults over what was set.
-		{Name: "version.spam-filter", Value: "2.0.0"},
-	}
-	for _, h := range fixtures.Hosts() {
-		if h.Vantage != run.Proxy && h.Vantage != run.Relay {
-			// What we probe from must not be banned for the probing.
-			settings = append(settings, run.Setting{Name: "server.allowed-ip." + h.IP4.String()}, run.Setting{Name: "server.allowed-ip." + h.IP6.String()})
-		}
-	}
-	for _, name := range st.database.Sorted() {
-		settings = append(settings, run.Setting{Name: name, Value: st.database[name]})
-	}
-	var below []string
-	for name := range st.database {
-		// What the first start stored below a list is no part of ours.
-		if i := strings.LastIndexByte(name, '.'); i > 0 && isNumber(name[i+1:]) && !slices.Contains(below, name[:i]+".") {
-			below = append(below, name[:i]+".")
-		}
-	}
-	slices.Sort(below)
-	if err := st.Clear(ctx, below...); err != nil {
-		return failed("its settings", err)
-	}
-	if err := st.Insert(ctx, settings); err != nil {
-		return failed("its settings", err)
-	}
-	err := st.Reload(ctx)
-	var rejected *run.Rejected
-	switch {
-	case errors.As(err, &rejected):
-		// A start drops what a reload rejects, and brings the rest into force.
-		for _, name := range slices.Sorted(maps.Keys(rejected.Settings)) {
-			src.problems = append(src.problems, result.Problem{Source: src.name, Stage: StageReload, Where: name, Words: rejected.Settings[name],
-				Remedy: &result.Remedy{Text: "Mend or remove this setting. The server was started again, as if its operator had not read the answer of the reload: what follows was judged without the setting."}})
-		}
-		if err := st.Restart(ctx); err != nil {
-			return failed("its restart", err)
-		}
-	case err != nil:
-		return failed("its reload", err)
-	}
-	stored := make([]run.Setting, 0, len(st.stored))
-	for _, name := range st.stored.Sorted() {
-		stored = append(stored, run.Setting{Name: name, Value: st.stored[name]})
-	}
-	if err := st.Insert(ctx, stored); err != nil {
-		return failed("its settings", err)
-	}
+	src.problems = problems
 	st.l.watch(src.name, src.journal)
 	return nil
 }
-
-func isNumber(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 // versionSaid is the line with which Stalwart names its version.
 var versionSaid = regexp.MustCompile(`\(server\.startup\) version = "([0-9A-Za-z.+-]+)"`)
@@ -368,29 +258,6 @@ func (st *stalwart) version() error {
 		return &StartError{st.src.name, StageStart, "its version", fmt.Sprintf("it says that it is Stalwart %s, and sources of kind stalwart are of the 0.15 series: their configuration and management API are not those of other series. As a source of another kind only what its ports answer could be judged", m[1])}
 	}
 	return nil
-}
-
-// accounts makes every account of the pool.
-func (st *stalwart) accounts(ctx context.Context) error {
-	all := st.src.pool.All()
-	work := make(chan run.Account, len(all))
-	for _, a := range all {
-		work <- a
-	}
-	close(work)
-	errs := make([]error, 8)
-	var wg sync.WaitGroup
-	for i := range errs {
-		wg.Go(func() {
-			for a := range work {
-				if errs[i] = st.Create(ctx, manage.Principal{Type: "individual", Name: a.Address, Secrets: []string{a.Password}, Emails: []string{a.Address}, Roles: []string{"user"}}); errs[i] != nil {
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	return errors.Join(errs...)
 }
 
 // dial reaches the management listener from the client's network.
@@ -452,21 +319,15 @@ func (st *stalwart) Restart(ctx context.Context) error {
 }
 
 // Guide is what of the guide this source follows.
-func (st *stalwart) Guide() []run.Setting { return slices.Clone(st.guide) }
+func (st *stalwart) Guide() []run.Setting { return slices.Clone(st.setup.Guide) }
 
 // config returns the configuration file, and what is stored in the database.
 func (st *stalwart) config(ctx context.Context) ([]run.ConfigFile, error) {
-	text, err := st.l.e.exec(ctx, st.src.container.GetContainerID(), "cat", stalwartConfig)
+	text, err := st.l.e.exec(ctx, st.src.container.GetContainerID(), "cat", harness.StalwartConfigPath)
 	if err != nil {
 		return nil, err
 	}
-	stored, err := st.List(ctx, "http", "session", "auth", "queue", "spam-filter", "server", "imap", "pop3", "version", "authentication", "lookup")
-	var b strings.Builder
-	for _, s := range stored {
-		fmt.Fprintf(&b, "%s = %s\n", s.Name, s.Value)
-	}
-	return []run.ConfigFile{
-		{Path: stalwartConfig, Text: withoutSecrets(text)},
-		{Path: "settings", Text: withoutSecrets(b.String()), Command: true},
-	}, err
+	settings, err := harness.StalwartSettings(ctx, st.Client)
+	settings.Text = withoutSecrets(settings.Text)
+	return []run.ConfigFile{{Path: harness.StalwartConfigPath, Text: withoutSecrets(text)}, settings}, err
 }

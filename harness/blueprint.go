@@ -81,9 +81,7 @@ func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error)
 		}
 		src := &run.Source{Name: s.Name, Kind: s.Kind, Version: s.Version, Profile: s.Profile, Origin: result.FromImage,
 			Domain: fixtures.Domain, Endpoints: SourceEndpoints(s.Kind), Announces: Announces(s.Kind), ServerName: fixtures.SourceHost(i), Addr: SourceAddr(i)}
-		if s.Kind == fixtures.Stalwart && s.Profile == fixtures.AsShipped {
-			src.Pace = 260 * time.Millisecond // it takes five a second, and closes the others
-		}
+		src.Pace = pace(i, s)
 		switch {
 		case kind == "reference":
 			src.Origin = result.FromReference
@@ -97,6 +95,26 @@ func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error)
 		t.Sources = append(t.Sources, src)
 	}
 	return t, nil
+}
+
+// pace is the least time between two connections that a source bears from one
+// address. Stalwart takes five a second as shipped, and closes the others.
+func pace(i int, s SourceSpec) time.Duration {
+	if s.Kind != fixtures.Stalwart {
+		return 0
+	}
+	limited := s.Profile == fixtures.AsShipped
+	if laid, err := s.Laid(i); err == nil {
+		if setup, err := SetUpStalwart(i, s, laid); err == nil {
+			if v, ok := setup.Database["queue.limiter.inbound.ip.enable"]; ok {
+				limited = v == "true"
+			}
+		}
+	}
+	if limited {
+		return 260 * time.Millisecond
+	}
+	return 0
 }
 
 // Names are the labs' names that nobody dials from.
@@ -169,30 +187,6 @@ func (s SourceSpec) Laid(i int) ([]Laid, error) {
 			laid.Files[file] = text
 		}
 		out = append(out, laid)
-	}
-	return out, nil
-}
-
-// StalwartGuide is what the guide has an operator set on source i, in the order
-// of the names.
-func StalwartGuide(i int, s SourceSpec) ([]run.Setting, error) {
-	guide, err := fixtures.GuideRecipe(s.Kind, s.Version)
-	if err != nil {
-		return nil, err
-	}
-	names := fixtures.LabNames(i)
-	for file, text := range guide.Files {
-		if guide.Files[file], err = names.Expand(file, text); err != nil {
-			return nil, &LayerError{guide.Name, err}
-		}
-	}
-	keys, err := fixtures.StalwartKeys([]fixtures.Layer{guide})
-	if err != nil {
-		return nil, &LayerError{guide.Name, err}
-	}
-	out := make([]run.Setting, 0, len(keys))
-	for _, name := range keys.Sorted() {
-		out = append(out, run.Setting{Name: name, Value: keys[name]})
 	}
 	return out, nil
 }

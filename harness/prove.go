@@ -368,7 +368,7 @@ func (p *prover) asked(requirement string) bool {
 }
 
 // harmless are misbehaviours that no claim may be failed for.
-func harmless() []string { return []string{"log-late"} }
+func harmless() []string { return []string{"log-late", "stalwart-log-late"} }
 
 // variants are layers over the guide's recipe that must change no verdict.
 func variants(kind, release string) []fixtures.Layer {
@@ -403,8 +403,11 @@ func (p *prover) goodTrials() ([]trial, error) {
 			{SourceSpec{Name: name + " as-shipped", Kind: kind, Version: release, Profile: fixtures.AsShipped}, truths},
 			{SourceSpec{Name: name + " as-shipped with remedies", Kind: kind, Version: release, Profile: fixtures.AsShipped, Layers: []fixtures.Layer{remedies}}, nil},
 		}
-		if p.o.Lab == "reference" && kind == fixtures.DovecotPostfix {
+		if p.o.Lab == "reference" {
 			for _, b := range harmless() {
+				if bug, _ := BugNamed(b); !bug.of(kind) {
+					continue
+				}
 				goods = append(goods, goodTarget{SourceSpec{Name: name + " with " + b, Kind: kind, Version: release, Profile: fixtures.Instrumented, Bugs: []string{b}}, nil})
 			}
 		}
@@ -511,19 +514,20 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 				continue
 			}
 			for _, release := range p.o.Releases {
-				if fixtures.KindOf(release) != fixtures.DovecotPostfix {
+				kind := fixtures.KindOf(release)
+				if !b.of(kind) {
 					continue
 				}
 				if b.Name == "received-shows-proxy" && release == "trixie" {
 					continue // its Postfix hides who submitted, so there is nothing to see
 				}
-				base := fmt.Sprintf("%s@%s", fixtures.DovecotPostfix, release)
+				base := fmt.Sprintf("%s@%s", kind, release)
 				row := &DefectRow{Defect: b.Name, Source: base, Says: b.Says, Kind: "bug", Kills: []string{}, Remedy: "none", Problem: notTried, Unexplained: []string{}}
 				if b.Name == bugNAT || b.Name == bugNATAll {
 					row.Wanted = "MP-NAT"
 				}
 				*rows = append(*rows, row)
-				spec := SourceSpec{Name: base + " with " + b.Name, Kind: fixtures.DovecotPostfix, Version: release, Profile: fixtures.Instrumented, Bugs: []string{b.Name}}
+				spec := SourceSpec{Name: base + " with " + b.Name, Kind: kind, Version: release, Profile: fixtures.Instrumented, Bugs: []string{b.Name}}
 				ts = append(ts, trial{spec: spec,
 					then: func(found *result.Run, rs []result.Result) { p.judgeDefect(row, b.Name, nil, found, spec, rs) },
 					fail: func(why string) { row.Problem = why }})

@@ -13,6 +13,7 @@ import (
 	"github.com/mailproof/mailproof/harness/reference/memnet"
 	"github.com/mailproof/mailproof/harness/reference/proxy"
 	"github.com/mailproof/mailproof/harness/reference/source"
+	"github.com/mailproof/mailproof/harness/reference/stalwart"
 	"github.com/mailproof/mailproof/harness/result"
 	"github.com/mailproof/mailproof/harness/run"
 )
@@ -20,8 +21,13 @@ import (
 // A Bug is a misbehaviour of a reference server that no configuration expresses.
 type Bug struct {
 	Name string
+	// Kind is the kind of source that can have it; "" for every kind.
+	Kind string
 	Says string
 }
+
+// of says whether a source of a kind can have the bug.
+func (b Bug) of(kind string) bool { return b.Kind == "" || b.Kind == kind }
 
 // The misbehaviours of what stands around a source.
 const (
@@ -34,12 +40,15 @@ const (
 // the network before them.
 func Bugs() []Bug {
 	out := []Bug{
-		{bugNAT, "Connections of the proxy reach the source with the address of a gateway in its network."},
-		{bugNATAll, "Every connection reaches the source with the address of a gateway."},
-		{bugJoinsRefused, "After refused credentials the proxy joins the client to the source."},
+		{bugNAT, "", "Connections of the proxy reach the source with the address of a gateway in its network."},
+		{bugNATAll, "", "Every connection reaches the source with the address of a gateway."},
+		{bugJoinsRefused, "", "After refused credentials the proxy joins the client to the source."},
 	}
 	for _, b := range source.Bugs() {
-		out = append(out, Bug{b.Name, b.Sentence})
+		out = append(out, Bug{b.Name, fixtures.DovecotPostfix, b.Sentence})
+	}
+	for _, b := range stalwart.Bugs() {
+		out = append(out, Bug{b.Name, fixtures.Stalwart, b.Sentence})
 	}
 	return out
 }
@@ -58,7 +67,7 @@ func BugNamed(name string) (Bug, bool) {
 // proxy on an in-memory network with the addresses of the docker lab.
 type Reference struct {
 	target  *Target
-	sources []*source.Source
+	sources []interface{ Close() error }
 	cancel  context.CancelFunc
 	proxy   sync.WaitGroup
 	once    sync.Once
@@ -111,6 +120,24 @@ func StartReference(ctx context.Context, specs []SourceSpec, withProxy bool) (*R
 	var up []*run.Source
 	for i, spec := range specs {
 		src := t.Sources[i]
+		if spec.Kind == fixtures.Stalwart {
+			pool := NewAccountPoolOf(i, StalwartPool)
+			s, problems, err := startStalwart(ctx, network, ca, i, spec, pool, t.Vantages[run.Client])
+			t.Problems = append(t.Problems, problems...)
+			if err != nil {
+				t.Problems = append(t.Problems, sourceProblem(spec.Name, err))
+				continue
+			}
+			r.sources = append(r.sources, s)
+			src.Accounts, src.Roots, src.Admin = pool, ca.Pool(), s
+			src.Logs = map[string]run.LogFunc{"mail": s.server.Log}
+			src.Config = s.configuration
+			for _, a := range pool.All() {
+				mapping[a.Address] = fixtures.Destination(i)
+			}
+			up = append(up, src)
+			continue
+		}
 		pool := NewAccountPool(i)
 		s, err := startSource(ctx, network, ca, i, spec, pool)
 		if err != nil {
@@ -145,17 +172,13 @@ func sourceProblem(name string, err error) result.Problem {
 	return p
 }
 
-// An UnplayedError says that no reference server plays a kind of source.
-type UnplayedError struct{ Kind string }
-
-func (e *UnplayedError) Error() string {
-	return fmt.Sprintf("no reference server plays a source of kind %s yet: start a real one in the docker lab, with --lab docker --source %s@VERSION=exec:PATH, or =image:REF", e.Kind, e.Kind)
+// serverBugs are those of a source's bugs that are its server's own, and not of
+// what stands around it.
+func serverBugs(spec SourceSpec) []string {
+	return slices.DeleteFunc(slices.Clone(spec.Bugs), func(b string) bool { return b == bugNAT || b == bugNATAll || b == bugJoinsRefused })
 }
 
 func startSource(ctx context.Context, network *memnet.Network, ca *fixtures.Authority, i int, spec SourceSpec, pool *AccountPool) (*source.Source, error) {
-	if spec.Kind != fixtures.DovecotPostfix {
-		return nil, &UnplayedError{spec.Kind}
-	}
 	laid, err := spec.Laid(i)
 	if err != nil {
 		return nil, err
@@ -168,7 +191,7 @@ func startSource(ctx context.Context, network *memnet.Network, ca *fixtures.Auth
 	for _, a := range pool.All() {
 		passwords[a.Address] = a.Password
 	}
-	bugs := slices.DeleteFunc(slices.Clone(spec.Bugs), func(b string) bool { return b == bugNAT || b == bugNATAll || b == bugJoinsRefused })
+	bugs := serverBugs(spec)
 	cfg := source.Config{Release: spec.Version, Hostname: fixtures.SourceHost(i), Certificate: cert, Bugs: bugs,
 		Users: func(user string) (string, bool) { p, ok := passwords[user]; return p, ok }}
 	for _, n := range fixtures.Networks() {

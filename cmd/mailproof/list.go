@@ -95,7 +95,11 @@ func (c *listCmd) defects(out io.Writer) error {
 		rows = append(rows, listedDefect{d.Name, d.Source, d.Releases, d.Labs, d.Says, d.Symptom, d.Diagnosis, d.Kills})
 	}
 	for _, b := range harness.Bugs() {
-		rows = append(rows, listedDefect{Name: b.Name, Source: fixtures.DovecotPostfix, Releases: fixtures.Releases(fixtures.DovecotPostfix),
+		kind := b.Kind
+		if kind == "" {
+			kind = fixtures.DovecotPostfix
+		}
+		rows = append(rows, listedDefect{Name: b.Name, Source: kind, Releases: fixtures.Releases(kind),
 			Labs: []string{"reference"}, Says: b.Says, Kills: []string{}})
 	}
 	if c.JSON {

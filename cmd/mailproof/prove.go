@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/mailproof/mailproof/fixtures"
@@ -62,6 +63,9 @@ func (c *proveCmd) Run(ctx context.Context, con *console) error {
 			return fmt.Errorf("no container engine answers: %w (`mailproof doctor` says what would help)", err)
 		}
 		o.Start, o.Batch, o.Narrow, o.Brief = dockerStarter(progress), fixtures.MaxSources, true, true
+		if slices.ContainsFunc(specs, func(s harness.SourceSpec) bool { return s.Kind == fixtures.Stalwart }) {
+			o.Batch = 6 // each is a whole server of its own
+		}
 	}
 	// What was proved before an interrupt is printed and written as well.
 	m, proveErr := harness.Prove(ctx, o)

@@ -141,6 +141,9 @@ func layDefect(specs []harness.SourceSpec, word, lab string) error {
 			continue
 		}
 		if bug, ok := harness.BugNamed(name); ok {
+			if bug.Kind != "" && bug.Kind != s.Kind {
+				continue
+			}
 			if lab != "reference" {
 				return usagef("--defect %s: it is a misbehaviour of the server itself, which only the reference lab can show: add --lab reference", word)
 			}

@@ -237,7 +237,7 @@ func causeBlocked(o *observations) *result.Diagnosis {
 // headerTaken lists what shows that a header from a vantage was taken, or that
 // one was waited for.
 func (o *observations) headerTaken(suffix string) []*result.Result {
-	return o.find(query{ids: "trust.header-*-" + suffix, any: []string{"reply=none", "open=yes", "recorded:rip=forged", "reply=HTTP/1.1 307", "reply=250", "reply=closed", "tls=closed", "tls=timeout"}})
+	return o.find(query{ids: "trust.header-*-" + suffix, any: []string{"reply=none", "open=silent", "recorded:rip=forged", "reply=HTTP/1.1 307", "reply=250", "reply=closed", "tls=closed", "tls=timeout"}})
 }
 
 func causeNetworksTooWide(o *observations) *result.Diagnosis {
@@ -251,7 +251,7 @@ func causeNetworksTooWide(o *observations) *result.Diagnosis {
 		who = "everybody"
 		all = concat(all, o.headerTaken("new-server"), o.find(query{any: []string{"vantage=stranger", "vantage=client"}}))
 	}
-	es := endpointsOf(neighbour, stranger)
+	es := endpointsOf(all)
 	d := &result.Diagnosis{
 		Title:        "the source takes PROXY headers from " + who + ", and not from the proxy alone",
 		Means:        "Whoever sits there can give itself any address; and without a header it is not served at all, because the source waits for one.",
@@ -303,10 +303,10 @@ func causeNetworksNewServer(o *observations) *result.Diagnosis {
 // untrusted finds the endpoints where the proxy is served without a header, and
 // everything that fails there because its headers are garbage to the source.
 func (o *observations) untrusted() (served, all []*result.Result) {
-	served = o.find(query{ids: "trust.unannounced-* trust.broken-header", facts: []string{"vantage=proxy"}, any: []string{"open=yes"}})
+	served = o.find(query{ids: "trust.unannounced-* trust.broken-header", facts: []string{"vantage=proxy"}, any: []string{"open=talks"}})
 	all = served
 	for _, r := range served {
-		all = concat(all, o.find(query{endpoint: r.Facet.Endpoint, family: r.Facet.Family, any: []string{"vantage=proxy", "vantage=client", "recorded:rip=proxy"}}))
+		all = concat(all, o.find(query{endpoint: r.Facet.Endpoint, family: r.Facet.Family, any: []string{"vantage=proxy", "vantage=client", "recorded:rip=proxy", "recorded:rport="}}))
 	}
 	if len(served) > 0 {
 		es := endpointsOf(served)
@@ -418,7 +418,7 @@ func causeMechanisms(o *observations) *result.Diagnosis {
 }
 
 func causeRelayExpression(o *observations) *result.Diagnosis {
-	open := o.find(query{ids: "relay.not-open-* trust.proxy-is-no-relay", any: []string{"reply=250"}})
+	open := o.find(query{ids: "relay.not-open-* trust.proxy-is-no-relay client-address.proxy-as-seen relay.external-recipient", any: []string{"reply=250"}})
 	if len(open) == 0 {
 		return nil
 	}

@@ -784,8 +784,10 @@ func (x *execution) closed(st *script.Closed) error {
 	switch {
 	case err == nil:
 		f.Found = "it goes on: " + wire.Visible(x.redacted(cut(extra, 200)))
+		f.Facts = append(f.Facts, "open=talks")
 	case errors.As(err, &timeout):
 		f.Found = fmt.Sprintf("still open after %s", d)
+		f.Facts = append(f.Facts, "open=silent")
 	default:
 		return x.failed(st.Pos, s, err, f.Wanted)
 	}

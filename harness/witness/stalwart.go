@@ -263,6 +263,13 @@ func parsePort(s string) (uint16, bool) {
 
 func (e *event) login(kind Kind) *Record {
 	r := e.record(kind)
+	// A refused sign-in names the address that it is held against, before
+	// anything that a client chose: a forwarding header can make it another.
+	if kind == FailedLogin && len(e.keys) > 0 && e.keys[0].key == "remoteIp" {
+		r.set("rip", e.keys[0].value)
+		r.set("session-rip", e.ip)
+		e.ip, e.keys = e.keys[0].value, e.keys[1:]
+	}
 	r.set("user", e.get("accountName"))
 	r.set("reason", e.name)
 	r.Ambiguous = e.contradicted("accountName")

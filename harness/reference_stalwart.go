@@ -1,0 +1,93 @@
+package harness
+
+import (
+	"context"
+	"crypto/rand"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/mailproof/mailproof/fixtures"
+	"github.com/mailproof/mailproof/harness/manage"
+	"github.com/mailproof/mailproof/harness/reference/memnet"
+	"github.com/mailproof/mailproof/harness/reference/stalwart"
+	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/run"
+)
+
+// A playedStalwart is a reference Stalwart of a reference lab, and the way to
+// its management API.
+type playedStalwart struct {
+	*manage.Client
+	server *stalwart.Server
+	setup  *StalwartSetup
+}
+
+// startStalwart starts the reference Stalwart as source i, and gives it what
+// its file cannot hold.
+func startStalwart(ctx context.Context, network *memnet.Network, ca *fixtures.Authority, i int, spec SourceSpec, pool *AccountPool, admin run.Vantage) (*playedStalwart, []result.Problem, error) {
+	laid, err := spec.Laid(i)
+	if err != nil {
+		return nil, nil, err
+	}
+	setup, err := SetUpStalwart(i, spec, laid)
+	if err != nil {
+		return nil, nil, err
+	}
+	cert, key, err := ca.Leaf(fixtures.SourceHost(i))
+	if err != nil {
+		return nil, nil, err
+	}
+	zone := &stalwart.Zone{}
+	if err := zone.AddHosts(setup.Hosts); err != nil {
+		return nil, nil, err
+	}
+	secret := rand.Text()
+	setup.File["authentication.fallback-admin.user"] = StalwartAdmin
+	setup.File["authentication.fallback-admin.secret"] = secret
+	cfg := stalwart.Config{Version: spec.Version, Keys: setup.File, Hostname: fixtures.SourceHost(i),
+		Files: map[string]string{StalwartCertPath: string(cert), StalwartKeyPath: string(key)}, Zone: zone, Bugs: serverBugs(spec)}
+	for _, n := range fixtures.Networks() {
+		cfg.Addrs = append(cfg.Addrs, n.Source(i).IP4, n.Source(i).IP6)
+	}
+	server, err := stalwart.New(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := server.Start(ctx, func(at netip.AddrPort) (net.Listener, error) { return network.Listen(at) }); err != nil {
+		return nil, nil, err
+	}
+	at := netip.AddrPortFrom(fixtures.NetworkNamed(fixtures.ClientNet).Source(i).IP4, fixtures.StalwartManagementPort)
+	p := &playedStalwart{server: server, setup: setup,
+		Client: manage.New(func(ctx context.Context) (net.Conn, error) { return admin.Dial(ctx, at) }, StalwartAdmin, secret)}
+	problems, err := setup.Settle(ctx, spec.Name, p.Client, pool, p.Restart)
+	if err != nil {
+		p.Close()
+		return nil, nil, err
+	}
+	return p, problems, nil
+}
+
+// Restart starts the server again; see [run.Admin].
+func (p *playedStalwart) Restart(ctx context.Context) error {
+	p.Client.Close() // its connections end
+	return p.server.Restart(ctx)
+}
+
+// Guide is what of the guide this source follows; see [run.Admin].
+func (p *playedStalwart) Guide() []run.Setting { return slices.Clone(p.setup.Guide) }
+
+// Close ends the server.
+func (p *playedStalwart) Close() error {
+	p.Client.Close()
+	return p.server.Close()
+}
+
+// configuration is the server's file, and what it has stored.
+func (p *playedStalwart) configuration(ctx context.Context) ([]run.ConfigFile, error) {
+	settings, err := StalwartSettings(ctx, p.Client)
+	if err != nil {
+		return nil, err
+	}
+	return append([]run.ConfigFile{settings}, p.server.ConfigFiles()...), nil
+}
