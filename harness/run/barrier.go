@@ -92,7 +92,7 @@ func (r *runner) signIn(ctx context.Context, s *Source, endpoint string, a Accou
 	tr := wire.NewTranscript(wire.NewRedactor(wire.Secret{Name: "barrier", Value: a.Password}))
 	c := wire.New(ctx, nc, "barrier", tr, d, wire.Shape{})
 	defer c.Close()
-	cfg := clientTLS(s.Roots, s.ServerName)
+	cfg := r.target.clientTLS(s.Roots, s.ServerName)
 	if ep.TLS == "implicit" {
 		if err := c.StartTLS(cfg); err != nil {
 			return err
@@ -191,7 +191,7 @@ func (r *runner) mailbox(ctx context.Context, it *item, a Account) (*witness.Mai
 			last = err
 			continue
 		}
-		cfg := clientTLS(it.source.Roots, it.source.ServerName)
+		cfg := r.target.clientTLS(it.source.Roots, it.source.ServerName)
 		if ep.TLS == "starttls" {
 			box, err := witness.OpenMailboxStartTLS(ctx, nc, cfg, a.Address, a.Password)
 			if err == nil {

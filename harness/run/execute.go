@@ -376,7 +376,6 @@ func (x *execution) upgrade(u *script.Upgrade) error {
 }
 
 func (x *execution) handshake(pos script.Pos, s *session, cfg *tls.Config) error {
-	x.r.handshakes.Add(1)
 	err := s.conn.StartTLS(cfg)
 	if err == nil {
 		return nil

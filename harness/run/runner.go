@@ -34,8 +34,6 @@ type runner struct {
 	serial   atomic.Uint64
 	barriers atomic.Uint64
 
-	handshakes atomic.Int64 // TLS handshakes begun, for benchmarks
-
 	upMu sync.Mutex
 	isUp map[*Source]bool
 
