@@ -33,7 +33,7 @@ type played struct {
 
 // play makes a target of a trixie source at whose declared ports a test's own
 // server stands. A nil server leaves the ports closed.
-func play(t *testing.T, serve func(e run.Endpoint, c *memnet.Conn)) *played {
+func play(t testing.TB, serve func(e run.Endpoint, c *memnet.Conn)) *played {
 	t.Helper()
 	target, err := harness.Blueprint("reference", []harness.SourceSpec{{Name: "played", Kind: fixtures.DovecotPostfix, Version: "trixie", Profile: fixtures.Instrumented}}, false)
 	assert.NilError(t, err)

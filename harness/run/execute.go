@@ -112,6 +112,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost
 	}
 	res.Transcript = x.tr.String()
 	x.judge(err)
+	x.redactAll()
 	return res, x.lost
 }
 
@@ -441,7 +442,6 @@ func (x *execution) upgrade(u *script.Upgrade) error {
 }
 
 func (x *execution) handshake(pos script.Pos, s *session, cfg *tls.Config) error {
-	x.r.handshakes.Add(1)
 	err := s.conn.StartTLS(cfg)
 	if err == nil {
 		return nil
@@ -656,7 +656,7 @@ func (x *execution) reply(st *script.Reply) error {
 			Code:   "mismatch",
 			Wanted: wantedReply(s, st.Pattern.Show(x.env)),
 			Found:  wire.Visible(x.redacted(u.Status)),
-			Facts:  append(s.facts(), "reply="+x.redacted(cut(u.Status, 120))),
+			Facts:  append(s.facts(), "reply="+cut(x.redacted(u.Status), 120)),
 		})
 	}
 	x.capture(caps)
@@ -741,7 +741,7 @@ func (x *execution) line(st *script.Reply, s *session, u proto.Unit) error {
 		})
 	}
 	if matched != "" && st.Kind == script.Some && st.Must {
-		x.res.Witness = append(x.res.Witness, result.Witness{Kind: "capability", Line: wire.Visible(x.redacted(cut(matched, 300))), JoinedBy: "the connection itself"})
+		x.res.Witness = append(x.res.Witness, result.Witness{Kind: "capability", Line: wire.Visible(cut(x.redacted(matched), 300)), JoinedBy: "the connection itself"})
 	}
 	return nil
 }
@@ -783,7 +783,7 @@ func (x *execution) closed(st *script.Closed) error {
 	var timeout *wire.Timeout
 	switch {
 	case err == nil:
-		f.Found = "it goes on: " + wire.Visible(x.redacted(cut(extra, 200)))
+		f.Found = "it goes on: " + wire.Visible(cut(x.redacted(extra), 200))
 		f.Facts = append(f.Facts, "open=talks")
 	case errors.As(err, &timeout):
 		f.Found = fmt.Sprintf("still open after %s", d)
@@ -798,6 +798,27 @@ func (x *execution) closed(st *script.Closed) error {
 // isAlert says whether octets are those of a TLS alert: the end of a session
 // that never began.
 func isAlert(s string) bool { return strings.HasPrefix(s, "\x15\x03") }
+
+// redactAll removes the secrets of this execution from everything that its
+// result says: what the source said may have come by way of an error, a capture
+// or a log line.
+func (x *execution) redactAll() {
+	r := x.res
+	r.Reason = x.redacted(r.Reason)
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		f.Wanted, f.Found = x.redacted(f.Wanted), x.redacted(f.Found)
+		for _, list := range [][]string{f.Evidence, f.Facts} {
+			for k := range list {
+				list[k] = x.redacted(list[k])
+			}
+		}
+	}
+	for i := range r.Witness {
+		w := &r.Witness[i]
+		w.Line, w.JoinedBy = x.redacted(w.Line), x.redacted(w.JoinedBy)
+	}
+}
 
 // redacted removes the secrets of this execution from what the source said.
 func (x *execution) redacted(s string) string { return x.tr.Redact(s) }

@@ -335,7 +335,7 @@ func (it *item) where(t *Target, o *script.Open) (Endpoint, netip.Addr, *tls.Con
 		if !ok || !addr.IsValid() {
 			return Endpoint{}, netip.Addr{}, nil, &openClaim{reason: fmt.Sprintf("the proxy has no endpoint %s in %s", name, f)}
 		}
-		return ep, addr, clientTLS(t.Proxy.Roots, t.Proxy.ServerName), nil
+		return ep, addr, t.clientTLS(t.Proxy.Roots, t.Proxy.ServerName), nil
 	}
 	ep, ok := it.source.Endpoint(name)
 	if !ok {
@@ -345,7 +345,7 @@ func (it *item) where(t *Target, o *script.Open) (Endpoint, netip.Addr, *tls.Con
 	if !addr.IsValid() {
 		return Endpoint{}, netip.Addr{}, nil, &missingVantage{o.Vantage, f}
 	}
-	return ep, addr, clientTLS(it.source.Roots, it.source.ServerName), nil
+	return ep, addr, t.clientTLS(it.source.Roots, it.source.ServerName), nil
 }
 
 // describe renders what a scenario's items would do.

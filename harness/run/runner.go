@@ -36,8 +36,6 @@ type runner struct {
 
 	pacer pacer
 
-	handshakes atomic.Int64 // TLS handshakes begun, for benchmarks
-
 	upMu sync.Mutex
 	isUp map[*Source]bool
 
