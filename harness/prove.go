@@ -723,8 +723,12 @@ func (p *prover) faults(ctx context.Context) (err error) {
 // assertions lists every assertion with what killed it. Wire defects do not
 // count for assertions: they cover the plain replies.
 func (p *prover) assertions() {
+	var releases []script.Release
+	for _, r := range p.o.Releases {
+		releases = append(releases, script.Release{Kind: fixtures.KindOf(r), Version: r})
+	}
 	for _, s := range p.all {
-		for _, a := range s.Assertions() {
+		for _, a := range s.AssertionsAt(releases...) {
 			row := AssertionRow{Scenario: s.ID, At: a.Pos.String(), Text: a.Text, KilledBy: []string{}}
 			for by := range p.killed[s.ID+"\x00"+a.Pos.String()] {
 				if !strings.HasPrefix(by, "wire:") {

@@ -1,6 +1,7 @@
 package script
 
 import (
+	"strings"
 	"time"
 
 	"github.com/mailproof/mailproof/harness/result"
@@ -191,7 +192,17 @@ func (a Assertion) Key() string { return a.Pos.String() }
 
 // Assertions lists the scenario's assertions: expect, forbid, <!, <x, and the
 // replies marked must. Lines that a loop repeats are one.
-func (s *Scenario) Assertions() []Assertion {
+func (s *Scenario) Assertions() []Assertion { return s.AssertionsAt() }
+
+// A Release is a kind of source and its version.
+type Release struct{ Kind, Version string }
+
+// AssertionsAt lists those that can be met at sources of the given releases;
+// all of them where none is given.
+func (s *Scenario) AssertionsAt(releases ...Release) []Assertion {
+	if len(releases) > 0 && !s.meant(releases) {
+		return nil
+	}
 	var as []Assertion
 	seen := make(map[string]bool)
 	add := func(pos Pos, text string) {
@@ -201,7 +212,7 @@ func (s *Scenario) Assertions() []Assertion {
 			as = append(as, a)
 		}
 	}
-	s.Walk(func(st Step) {
+	s.reach(releases, func(st Step) {
 		switch st := st.(type) {
 		case *Reply:
 			switch {
@@ -227,6 +238,70 @@ func (s *Scenario) Assertions() []Assertion {
 		}
 	})
 	return as
+}
+
+// meant says whether the scenario is about one of the releases.
+func (s *Scenario) meant(releases []Release) bool {
+	named := false
+	for _, n := range s.Needs {
+		kind, what, _ := strings.Cut(n, "@")
+		if !contains(kinds, kind) {
+			continue
+		}
+		named = true
+		for _, r := range releases {
+			if r.Kind == kind && (what == "" || what == r.Version || contains(profiles, what)) {
+				return true
+			}
+		}
+	}
+	return !named
+}
+
+// reach calls f for every step that some source of the releases may run.
+func (s *Scenario) reach(releases []Release, f func(Step)) {
+	var visit func([]Step)
+	visit = func(steps []Step) {
+		for _, st := range steps {
+			f(st)
+			i, ok := st.(*If)
+			if !ok {
+				continue
+			}
+			then, other := len(releases) == 0, len(releases) == 0
+			for _, r := range releases {
+				yes, maybe := i.at(r)
+				then, other = then || yes || maybe, other || !yes
+			}
+			if then {
+				visit(i.Then)
+			}
+			if other {
+				visit(i.Else)
+			}
+		}
+	}
+	for _, p := range s.Phases {
+		visit(p.Steps)
+	}
+}
+
+// at says whether a condition holds at a release whatever the facet and the
+// profile, or may hold for some.
+func (i *If) at(r Release) (yes, maybe bool) {
+	for _, c := range i.Conds {
+		kind, what, _ := strings.Cut(c, "@")
+		switch {
+		case !contains(kinds, kind):
+			maybe = true
+		case kind != r.Kind:
+		case what == "" || what == r.Version:
+			yes = true
+		case contains(profiles, what):
+			maybe = true
+		}
+	}
+	return yes, maybe
 }
 
 // Walk calls f for every step, both arms of every if included.
