@@ -25,12 +25,13 @@ const (
 //	dovecot/*.conf      included last, in lexical order
 //	postfix/main.cf     name = value
 //	postfix/master.cf   entries, and service/type/parameter=value
+//	stalwart/*.toml     keys, those of the file and those of the database alike
 //	anything else       copied, and reachable under @overlay@/
 //
 // It reads everything, and checks what can be checked without a server, so
 // that a mistake is named before anything starts: a file that cannot be read,
 // a name between two @ that the lab does not have, a line that Postfix would
-// not read. Links are followed only to files.
+// not read, keys that are no TOML. Links are followed only to files.
 func ReadOverlay(dir string) (fixtures.Layer, error) {
 	l := fixtures.Layer{Name: "overlay", Files: map[string]string{}}
 	info, err := os.Stat(dir)
@@ -38,7 +39,7 @@ func ReadOverlay(dir string) (fixtures.Layer, error) {
 		return l, fmt.Errorf("overlay: %w", err)
 	}
 	if !info.IsDir() {
-		return l, fmt.Errorf("overlay: %s is a file: name the folder that holds dovecot/, postfix/ and the like", dir)
+		return l, fmt.Errorf("overlay: %s is a file: name the folder that holds dovecot/, postfix/, stalwart/ and the like", dir)
 	}
 	total := 0
 	err = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
@@ -99,6 +100,9 @@ func checkOverlay(dir string, l fixtures.Layer) error {
 	var errs []error
 	for _, p := range l.Paths() {
 		if !fixtures.IsConfig(p) {
+			if strings.HasPrefix(p, "stalwart/") {
+				errs = append(errs, fmt.Errorf("overlay: %s would only be copied: Stalwart's keys stand as stalwart/NAME.toml", filepath.Join(dir, p)))
+			}
 			if (strings.HasPrefix(p, "dovecot/") || strings.HasPrefix(p, "postfix/")) && filepath.Ext(p) == ".conf" {
 				errs = append(errs, fmt.Errorf("overlay: %s would only be copied: Dovecot's files stand as dovecot/NAME.conf, Postfix's as postfix/main.cf and postfix/master.cf", filepath.Join(dir, p)))
 			}
@@ -111,6 +115,9 @@ func checkOverlay(dir string, l fixtures.Layer) error {
 		}
 		if err == nil && p == "postfix/master.cf" {
 			_, err = fixtures.ParseMaster(at, text)
+		}
+		if err == nil && strings.HasPrefix(p, "stalwart/") {
+			err = fixtures.Keys{}.ParseKeys(at, text)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("overlay: %w", err))

@@ -26,10 +26,11 @@ func TestOverlayIsRead(t *testing.T) {
 		"dovecot/10-ours.conf": "login_trusted_networks = @proxy4@\n",
 		"postfix/main.cf":      "smtpd_banner = x\n",
 		"postfix/master.cf":    "submission/inet/x=y\n",
+		"stalwart/ours.toml":   "http.url = \"'https://@publichost@'\"\n[server.listener.imap.proxy]\ntrusted-networks = [\"@proxy4@/32\"]\n",
 		"maps/access":          "anything @proxy5@\n",
 	}))
 	assert.NilError(t, err)
-	assert.DeepEqual(t, l.Paths(), []string{"dovecot/10-ours.conf", "maps/access", "postfix/main.cf", "postfix/master.cf"})
+	assert.DeepEqual(t, l.Paths(), []string{"dovecot/10-ours.conf", "maps/access", "postfix/main.cf", "postfix/master.cf", "stalwart/ours.toml"})
 }
 
 func TestOverlayMistakesAreNamed(t *testing.T) {
@@ -41,6 +42,9 @@ func TestOverlayMistakesAreNamed(t *testing.T) {
 		{map[string]string{"postfix/main.cf": "this is no setting\n"}, "postfix/main.cf:1: "},
 		{map[string]string{"postfix/master.cf": "smtp inet\n"}, "postfix/master.cf:1: "},
 		{map[string]string{"dovecot/conf.d/x.conf": ""}, "would only be copied"},
+		{map[string]string{"stalwart/x.toml": "a = 1\na = 2\n"}, "stalwart/x.toml: "},
+		{map[string]string{"stalwart/x.toml": "a = \"@proxy5@\"\n"}, "stalwart/x.toml:1: unknown name @proxy5@"},
+		{map[string]string{"stalwart/config.json": ""}, "would only be copied"},
 		{map[string]string{"big": strings.Repeat("x", maxOverlayFile+1)}, "is larger than"},
 		{nil, "is empty"},
 	} {
