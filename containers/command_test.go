@@ -248,7 +248,7 @@ func TestAnImageThatCannotBeBuiltShowsTheBuildersWords(t *testing.T) {
 	e, err := openEngine(ctx)
 	assert.NilError(t, err)
 	defer e.close()
-	r := recipe{"mailproof/test", "none", "fails"}
+	r := recipe{"mailproof/test", "none", "fails", nil}
 
 	t.Run("docker build", func(t *testing.T) {
 		// The vantages' image has no shell to install anything with.
