@@ -112,7 +112,7 @@ func pace(i int, s SourceSpec) time.Duration {
 		}
 	}
 	if limited {
-		return 260 * time.Millisecond
+		return 330 * time.Millisecond
 	}
 	return 0
 }

@@ -34,7 +34,11 @@ func startStalwart(ctx context.Context, network *memnet.Network, ca *fixtures.Au
 	if err != nil {
 		return nil, nil, err
 	}
-	cert, key, err := ca.Leaf(fixtures.SourceHost(i))
+	var own []fixtures.Pair
+	for _, n := range fixtures.Networks() {
+		own = append(own, n.Source(i))
+	}
+	cert, key, err := ca.Leaf(fixtures.SourceHost(i), own...)
 	if err != nil {
 		return nil, nil, err
 	}
