@@ -267,11 +267,38 @@ func (st *stalwart) dial(ctx context.Context) (net.Conn, error) {
 	return v.Dial(ctx, netip.AddrPortFrom(at, fixtures.StalwartManagementPort))
 }
 
-// await waits until the management listener accepts a connection. The server
-// listens only when it is up, and tells nobody at every log level.
+// await waits until the management listener accepts a connection, and then the
+// others that are configured: they are opened one after the other. The server
+// tells nobody at every log level that it is up.
 func (st *stalwart) await(ctx context.Context) error {
+	if err := st.accepts(ctx, fixtures.StalwartManagementPort); err != nil {
+		return err
+	}
+	stored, err := st.List(ctx, "server.listener")
+	if err != nil {
+		return err
+	}
+	// One that cannot be opened is a scenario's business, and not waited for long.
+	rest, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for _, s := range stored {
+		field := strings.Split(strings.TrimPrefix(s.Name, "server.listener."), ".")
+		if len(field) < 2 || field[1] != "bind" {
+			continue
+		}
+		if at, err := netip.ParseAddrPort(s.Value); err == nil {
+			st.accepts(rest, at.Port())
+		}
+	}
+	return ctx.Err()
+}
+
+// accepts waits until a port of the source accepts a connection of the client.
+func (st *stalwart) accepts(ctx context.Context, port uint16) error {
+	v := st.l.target.Vantages[run.Client]
+	to := netip.AddrPortFrom(fixtures.NetworkNamed(fixtures.ClientNet).Source(st.src.index).IP4, port)
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		nc, err := st.dial(ctx)
+		nc, err := v.Dial(ctx, to)
 		if err == nil {
 			return nc.Close()
 		}
@@ -286,7 +313,7 @@ func (st *stalwart) await(ctx context.Context) error {
 			return errors.New("it has ended")
 		case <-ctx.Done():
 			t.Stop()
-			return fmt.Errorf("it does not listen: %w", ctx.Err())
+			return fmt.Errorf("port %d is not served: %w", port, ctx.Err())
 		}
 	}
 }

@@ -83,6 +83,10 @@ func shape(r *result.Result) string {
 		if w.Kind == "log" {
 			var events []string
 			for _, m := range eventName.FindAllStringSubmatch(w.Line, -1) {
+				// How far a delivery had come when it was looked at differs.
+				if strings.HasPrefix(m[1], "delivery.") || strings.HasPrefix(m[1], "message-ingest.") {
+					continue
+				}
 				if !slices.Contains(events, m[1]) {
 					events = append(events, m[1])
 				}
