@@ -33,6 +33,18 @@ path = "`+ProxyMapPath+`"
 	}
 }
 
+// StalwartThere says why there is no image for a Stalwart that was named
+// without one, or nil. It tries once to pull it.
+func StalwartThere(ctx context.Context, s harness.SourceSpec) error {
+	e, err := openEngine(ctx)
+	if err != nil {
+		return err
+	}
+	defer e.close()
+	_, err = e.stalwartImage(ctx, s, func(string) {})
+	return err
+}
+
 // Answers says why no container engine can be used, or nil.
 func Answers(ctx context.Context) error {
 	e, err := openEngine(ctx)

@@ -30,6 +30,11 @@ func dockerStarter(progress func(string)) harness.Starter {
 	}
 }
 
+// stalwartThere says why there is no real Stalwart to start, or nil.
+func stalwartThere(ctx context.Context, s harness.SourceSpec) error {
+	return containers.StalwartThere(ctx, s)
+}
+
 // engineAnswers says why no container engine can be used, or nil.
 func engineAnswers(ctx context.Context) error { return containers.Answers(ctx) }
 

@@ -128,6 +128,9 @@ func (c *runCmd) Run(ctx context.Context, con *console) error {
 	if err != nil {
 		return err
 	}
+	if !c.Keep {
+		chosen = c.standIn(ctx, chosen, specs)
+	}
 	// A selection that names nothing, and a plan that was not approved, are
 	// told before anything is started.
 	blueprint, err := harness.Blueprint(chosen.lab, specs, true)

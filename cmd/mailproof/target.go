@@ -192,6 +192,26 @@ func (f targetFlags) choose(ctx context.Context) chosen {
 	return chosen{lab: "docker", byUs: true}
 }
 
+// standIn puts the reference lab in place of the docker lab where all that it
+// was to hold are Stalwarts, and none is to be had. It is never silent, and the
+// run does not end as if it had judged real servers.
+func (f targetFlags) standIn(ctx context.Context, c chosen, specs []harness.SourceSpec) chosen {
+	if c.lab != "docker" || len(f.Overlay) > 0 {
+		return c
+	}
+	for _, s := range specs {
+		if s.Kind != fixtures.Stalwart || s.From != "" {
+			return c
+		}
+	}
+	err := stalwartThere(ctx, specs[0])
+	if err == nil {
+		return c
+	}
+	return chosen{lab: "reference", byUs: true, notices: append(c.notices,
+		"No real Stalwart is to be had, so the reference server stands in: this is practice, not evidence ("+err.Error()+")")}
+}
+
 // start starts the lab, or says why it cannot be started.
 func (f targetFlags) start(ctx context.Context, c chosen, keep bool, progress func(string)) (*harness.Target, func(context.Context) error, error) {
 	specs, err := f.sources(c.lab)
