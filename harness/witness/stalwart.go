@@ -25,8 +25,7 @@ const maxRemembered = 4096
 
 // An smtpSession is what an SMTP session has said so far.
 type smtpSession struct {
-	helo, sender, user, method string
-	tls                        bool
+	helo, sender, user string
 }
 
 func newStalwart() *stalwart {

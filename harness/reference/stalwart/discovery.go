@@ -101,7 +101,8 @@ func (in *session) oauth(r *request, what string) *response {
 	return nil
 }
 
-// certificateNames are the names that the certificates in force are for.
+// certificateNames are the names and addresses that the certificates in force
+// are for.
 func (in *session) certificateNames() []string {
 	var names []string
 	for _, c := range *in.certificates.Load() {
@@ -115,6 +116,11 @@ func (in *session) certificateNames() []string {
 		for _, n := range leaf.DNSNames {
 			if !slices.Contains(names, n) && !strings.HasPrefix(n, "mta-sts.") && !strings.HasPrefix(n, "autoconfig.") && !strings.HasPrefix(n, "autodiscover.") {
 				names = append(names, n)
+			}
+		}
+		for _, a := range leaf.IPAddresses {
+			if !slices.Contains(names, a.String()) {
+				names = append(names, a.String())
 			}
 		}
 	}
