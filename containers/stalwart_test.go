@@ -170,3 +170,33 @@ func TestStalwartRestarts(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Assert(t, admin.Restart(short) != nil)
 }
+
+// Which Stalwart it is stands in its log; one of another series is refused with
+// what could still be judged of it.
+func TestTheVersionOfAStalwart(t *testing.T) {
+	for _, c := range []struct{ line, software, refused string }{
+		{`2026-11-23T23:27:05Z INFO Starting Stalwart Server v0.15.5 (server.startup) version = "0.15.5"`, "Stalwart 0.15.5", ""},
+		{`2026-11-23T23:27:05Z INFO Starting Stalwart Server v0.16.18 (server.startup) version = "0.16.18"`, "Stalwart 0.16.18", "it says that it is Stalwart 0.16.18"},
+		{`2026-11-23T23:27:05Z WARN something else`, "Stalwart, which does not say its version at this log level", ""},
+	} {
+		src := &source{name: "s", journal: newJournal()}
+		src.journal.add(c.line)
+		err := (&stalwart{src: src}).version()
+		assert.Equal(t, src.software, c.software)
+		if c.refused == "" {
+			assert.NilError(t, err)
+		} else {
+			assert.Assert(t, cmp.ErrorContains(err, c.refused))
+		}
+	}
+}
+
+func TestProgramsThatAreNone(t *testing.T) {
+	dir := t.TempDir()
+	text := filepath.Join(dir, "text")
+	assert.NilError(t, os.WriteFile(text, []byte("#!/bin/sh\n"), 0o755))
+	assert.Assert(t, cmp.ErrorContains(runsOn(text, "amd64"), "is no Linux executable"))
+	exe, err := os.Executable()
+	assert.NilError(t, err)
+	assert.Assert(t, cmp.ErrorContains(runsOn(exe, "riscv"), "the engine's architecture is riscv"))
+}

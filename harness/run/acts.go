@@ -21,7 +21,9 @@ type change struct {
 	prefixes  []string // names, and beginnings of names, that were touched
 	before    []Setting
 	restarted bool // a restart brought the change into force
-	reloaded  bool
+	// pending says that something was stored after the last restart: even where
+	// it stands as it did before, it may not be what is in force.
+	pending bool
 }
 
 // act does something to the source.
@@ -65,7 +67,6 @@ func (x *execution) act(st *script.Act) error {
 		}
 		return x.acted(st, admin.Insert(x.ctx, guide))
 	case "reload":
-		x.changed.reloaded = true
 		err := admin.Reload(x.ctx)
 		var rejected *Rejected
 		if errors.As(err, &rejected) != st.Rejects || err != nil && !st.Rejects {
@@ -79,7 +80,9 @@ func (x *execution) act(st *script.Act) error {
 		return nil
 	case "restart":
 		x.changed.restarted = true
-		return x.acted(st, admin.Restart(x.ctx))
+		err := admin.Restart(x.ctx)
+		x.changed.pending = err != nil
+		return x.acted(st, err)
 	case "unblock":
 		return x.acted(st, admin.Unblock(x.ctx))
 	}
@@ -113,6 +116,7 @@ func prefixed(p string, words []string) []string {
 
 // touch remembers what stood below names before they are changed.
 func (x *execution) touch(names ...string) error {
+	x.changed.pending = true
 	var fresh []string
 	for _, n := range names {
 		if !slices.Contains(x.changed.prefixes, n) {
@@ -158,20 +162,22 @@ func (x *execution) putBack() error {
 	}
 	slices.SortFunc(c.before, func(a, b Setting) int { return strings.Compare(a.Name, b.Name) })
 	c.before = slices.Compact(c.before)
-	if slices.Equal(now, c.before) {
+	same := slices.Equal(now, c.before)
+	if same && !c.pending {
 		return nil
 	}
-	if err := admin.Clear(ctx, c.prefixes...); err != nil {
-		return err
+	if !same {
+		if err := errors.Join(admin.Clear(ctx, c.prefixes...), admin.Insert(ctx, c.before)); err != nil {
+			return err
+		}
 	}
-	if err := admin.Insert(ctx, c.before); err != nil {
-		return err
+	var rejected *Rejected
+	if !c.restarted {
+		// A source whose settings were rejected before is started again: what can
+		// be in force then is.
+		if err := admin.Reload(ctx); !errors.As(err, &rejected) {
+			return err
+		}
 	}
-	if c.restarted {
-		return admin.Restart(ctx)
-	}
-	if c.reloaded {
-		return admin.Reload(ctx)
-	}
-	return nil
+	return admin.Restart(ctx)
 }
