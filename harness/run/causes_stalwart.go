@@ -41,6 +41,7 @@ func stalwartCauses() []cause {
 		{"DX-13", sw, causePublicURL},
 		{"DX-24", sw, causeHostName},
 		{"MP-MTA-STS", sw, causeMTASTS},
+		{"MP-RELOAD", sw, causeReloadRejected},
 	}
 }
 
@@ -656,5 +657,21 @@ func causeMTASTS(o *observations) *result.Diagnosis {
 		DiscriminatedBy: []string{observed(wrong, "mta-sts.txt lists the source as mail exchanger")},
 		Alternatives:    []string{},
 		Remedy:          keyRemedy("List the public mail exchanger, or switch the policy off.", o.keyChange("session.mta-sts.mx", `["`+public+`"]`, "")),
+	}
+}
+
+func causeReloadRejected(o *observations) *result.Diagnosis {
+	rejected := o.find(query{facts: []string{"act=reload", "rejected="}})
+	if len(rejected) == 0 {
+		return nil
+	}
+	names := factValues(rejected, "rejected")
+	return &result.Diagnosis{
+		Title:           "the source rejects every reload, for " + listed(names),
+		Means:           "One setting that cannot be read keeps all others from coming into force, and the answer's status says that all is well. Whatever is changed from now on, the guide's settings and a ban that is lifted included, waits for a restart.",
+		Results:         keys(rejected),
+		DiscriminatedBy: []string{observed(rejected, "a reload named errors in "+listed(names))},
+		Alternatives:    []string{"DX-15, stored and not restarted: the reload would name no error"},
+		Remedy:          result.Remedy{Text: "Mend or remove these settings, and read the errors in the answer of GET /api/reload.", Apply: []string{reloadStalwart}},
 	}
 }

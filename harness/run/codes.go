@@ -36,6 +36,7 @@ func Codes() []Code {
 		{"DX-29", "421 too many connections at busy times, with Postfix 3.8 or later", "Postfix counts the proxy's connections, whoever was announced", "the announcement is believed, and the fifty-first connection is refused"},
 		{"MP-FORWARDED", "HTTP clients are recorded under addresses of their own choice", "http.use-x-forwarded believes forwarding headers from anybody", "the address that a request named is recorded"},
 		{"MP-MTA-STS", "other servers learn the internal host as a mail exchanger", "session.mta-sts.mx is not set, and the policy lists the certificates' names", "mta-sts.txt names the source"},
+		{"MP-RELOAD", "settings of a Stalwart are changed, reloaded, and nothing changes", "one setting that cannot be read makes the reload reject all of them, with status 200", "the answer of the reload names errors"},
 		{"MP-NAT", "no trust setting helps", "something between proxy and source translates addresses", "the source records another address than the proxy's for a connection that announced nobody"},
 		{"MP-ANY-PASSWORD", "everybody can sign in as everybody through the proxy", "a passdb does not look at the password for the proxy's network", "a wrong password is accepted"},
 		{"MP-UNAVAILABLE", "nobody can send, and the new server cannot relay", "a milter that smtpd_milters names does not answer (or something else that Postfix cannot do without)", "everybody gets \"try again later\", whoever they are"},
