@@ -82,3 +82,28 @@ func TestBothKindsOfSourcesInOneLab(t *testing.T) {
 	}
 	assert.Assert(t, sources["dovecot-postfix@trixie"] > 20 && sources["stalwart@0.15.5"] > 20, "%v", sources)
 }
+
+// The kill matrix of the reference Stalwart, as [TestProve] has it of the other
+// kind.
+func TestProveStalwart(t *testing.T) {
+	o := harness.ProveOptions{Lab: "reference", Start: harness.ReferenceStarter, Releases: fixtures.Releases(fixtures.Stalwart),
+		Batch: 8, Faults: true, Progress: func(s string) { t.Log(s) }}
+	if sample {
+		o.Faults = false
+		o.Defects = []string{"networks-missing", "networks-not-restarted", "public-url-missing", "stalwart-header-from-anyone", "stalwart-log-drops-lines"}
+	}
+	m, err := harness.Prove(t.Context(), o)
+	assert.NilError(t, err)
+	if sample {
+		m.Assertions = nil
+	}
+	for _, f := range m.Failures() {
+		t.Error(f)
+	}
+	tt := m.Totals
+	t.Logf("%d of %d good targets clean; %d of %d defects caught, %d diagnosed, %d remedied; %d of %d assertions killed; %d of %d wire defects noticed",
+		tt.Clean, tt.Good, tt.Caught, tt.Defects, tt.Diagnosed, tt.Remedied, tt.Killed, tt.Assertions, tt.Noticed, tt.Faults)
+	if !sample {
+		assert.Assert(t, tt.Good >= 6 && tt.Defects >= 80 && tt.Assertions >= 400 && tt.Faults >= 2000, "%+v", tt)
+	}
+}
