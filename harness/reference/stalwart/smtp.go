@@ -623,7 +623,7 @@ func (s *smtpSession) logSPF(pass, fail event, out *spfOutput, fields ...field) 
 	if out.result == "pass" {
 		e = pass
 	}
-	s.log(e, append(fields, field{"result", bare("SPF " + out.result + " (spf." + strings.ReplaceAll(out.result, "error", "-error") + ")")}, field{"elapsed", time.Duration(0)})...)
+	s.log(e, append(fields, field{"result", bare(eventOf("spf", out.result))}, field{"elapsed", time.Duration(0)})...)
 }
 
 // spfAllows says whether a check lets the client go on; if not, it has been
