@@ -3,7 +3,7 @@
 GO ?= go
 OUT ?= out
 
-.PHONY: run test lint bench build prove clean
+.PHONY: run test lint stability bench build prove prove-docker clean
 
 # Judges real Dovecot and Postfix in containers; without a container engine,
 # the reference servers stand in, and it says so.
@@ -30,6 +30,17 @@ lint:
 # The kill matrix on the reference lab: every assertion must be seen to fail.
 prove:
 	$(GO) run ./cmd/mailproof prove --lab reference
+
+# The same on real Dovecot and Postfix: every misconfiguration, its diagnosis
+# and its remedy. It takes minutes and a container engine.
+prove-docker:
+	@mkdir -p $(OUT)
+	$(GO) run ./cmd/mailproof prove --lab docker --json $(OUT)/matrix.json --markdown $(OUT)/matrix.md
+
+# Twenty runs of the corpus in each of nine combinations of jobs and write
+# shapes on the reference lab: no verdict may differ. It takes a minute or two.
+stability:
+	MAILPROOF_STABILITY=20 $(GO) test -count 1 -run '^TestStability$$' -timeout 20m ./harness
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...

@@ -48,7 +48,8 @@ func findProgram(ctx context.Context, arch, dir string, progress func(string)) (
 		return "", fmt.Errorf("building the vantages' program: this executable is none that runs in an empty %s container (a static build is: CGO_ENABLED=0 go build %s), and there is no go command", arch, program)
 	}
 	if err != nil {
-		return "", &buildError{"go build " + program + " (in a module that requires " + module + ")", lastLines(string(b), 40), err}
+		what := fmt.Sprintf("building the vantages' program: this executable is none that runs in an empty %s container, so \"go build\" was asked for one and failed; take a static executable (make build, or CGO_ENABLED=0 go build %s), or work in a module that requires %s", arch, program, module)
+		return "", &buildError{what, lastLines(string(b), 40), err}
 	}
 	return out, nil
 }

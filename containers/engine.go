@@ -147,6 +147,9 @@ type file struct {
 	data []byte
 }
 
+// removal is how long a removal that somebody else began may take.
+const removal = 30 * time.Second
+
 // hops bounds what a container sends to its own networks: nothing that it
 // sends passes a router. IPv4 and IPv6 have a setting each, and newer engines
 // take that of an interface only with the network.
@@ -292,13 +295,39 @@ func (e *engine) removeContainers(ctx context.Context, ids []string) error {
 			turn <- struct{}{}
 			defer func() { <-turn }()
 			_, err := e.cli.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-			if err != nil && !cerrdefs.IsNotFound(err) && !strings.Contains(err.Error(), "already in progress") {
+			switch {
+			case err == nil, cerrdefs.IsNotFound(err):
+			case strings.Contains(err.Error(), "already in progress"):
+				errs[i] = e.waitFor(ctx, id, container.WaitConditionRemoved, removal)
+			default:
 				errs[i] = err
 			}
 		})
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// removeNetwork removes a network. Engines under load keep an endpoint of a
+// container that is gone already: it is taken off by force.
+func (e *engine) removeNetwork(ctx context.Context, id string) error {
+	_, err := e.cli.NetworkRemove(ctx, id, client.NetworkRemoveOptions{})
+	if err == nil || cerrdefs.IsNotFound(err) {
+		return nil
+	}
+	n, ierr := e.cli.NetworkInspect(ctx, id, client.NetworkInspectOptions{})
+	if ierr != nil || len(n.Network.Containers) == 0 {
+		return err
+	}
+	for _, c := range n.Network.Containers {
+		if _, derr := e.cli.NetworkDisconnect(ctx, id, client.NetworkDisconnectOptions{Container: c.Name, Force: true}); derr != nil {
+			err = errors.Join(err, derr)
+		}
+	}
+	if _, again := e.cli.NetworkRemove(ctx, id, client.NetworkRemoveOptions{}); again != nil && !cerrdefs.IsNotFound(again) {
+		return errors.Join(err, again)
+	}
+	return nil
 }
 
 // remains lists the containers and networks of labs; of one lab where id is given.
@@ -337,7 +366,7 @@ func (e *engine) remove(ctx context.Context, id, spare string, f func(labels map
 		if !f(n.Labels) {
 			continue
 		}
-		if _, nerr := e.cli.NetworkRemove(ctx, n.ID, client.NetworkRemoveOptions{}); nerr != nil && !cerrdefs.IsNotFound(nerr) {
+		if nerr := e.removeNetwork(ctx, n.ID); nerr != nil {
 			err = errors.Join(err, fmt.Errorf("removing the network %s: %w", n.Name, nerr))
 		}
 	}

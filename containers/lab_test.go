@@ -535,11 +535,44 @@ func TestRemediesAndDefectsOfOneReleaseStart(t *testing.T) {
 	}
 }
 
-// TestMain sees that no lab leaves a goroutine behind.
+// TestMain builds the command that stands at the vantages once for all tests,
+// unless MAILPROOF_PROGRAM names one, and sees that no lab leaves a goroutine
+// behind.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if os.Getenv("MAILPROOF_TEST_HELPER") == "1" {
 		os.Exit(m.Run())
 	}
-	goleak.VerifyTestMain(m)
+	dir, err := buildProgram()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
+		os.RemoveAll(dir)
+		os.Exit(status)
+	}))
+}
+
+// buildProgram makes the command and names it in MAILPROOF_PROGRAM, for this
+// process and those that it starts. Without an engine nobody needs it.
+func buildProgram() (dir string, err error) {
+	ctx := context.Background()
+	if os.Getenv("MAILPROOF_PROGRAM") != "" || Answers(ctx) != nil {
+		return "", nil
+	}
+	e, err := openEngine(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer e.close()
+	if dir, err = os.MkdirTemp("", "mailproof-test-"); err != nil {
+		return "", err
+	}
+	path, err := findProgram(ctx, e.arch, dir, func(string) {})
+	if err != nil {
+		os.RemoveAll(dir)
+		return "", err
+	}
+	return dir, os.Setenv("MAILPROOF_PROGRAM", path)
 }

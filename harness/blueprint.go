@@ -86,12 +86,16 @@ func Names() run.Names {
 // SourceAddr is where each vantage of a lab dials source i: the source's
 // address in the vantage's own network.
 func SourceAddr(i int) func(vantage string, f run.Family) netip.Addr {
+	at := make(map[string]fixtures.Pair)
+	for _, h := range fixtures.Hosts() {
+		at[h.Vantage] = fixtures.NetworkNamed(h.Network).Source(i)
+	}
 	return func(vantage string, f run.Family) netip.Addr {
-		h, ok := fixtures.HostOf(vantage)
+		pair, ok := at[vantage]
 		if !ok {
 			return netip.Addr{}
 		}
-		return fixtures.NetworkNamed(h.Network).Source(i).Of(string(f))
+		return pair.Of(string(f))
 	}
 }
 

@@ -32,13 +32,17 @@ type ProveOptions struct {
 	// Narrow runs a scenario that a defect is not about at one facet of the
 	// defective source, and those that it is about at all: on real servers the
 	// difference is minutes.
-	Narrow   bool
+	Narrow bool
+	// Brief leaves out, at a remedied source, what did not fail before the
+	// remedy: whether it breaks something else is then not asked.
+	Brief    bool
 	Progress func(string)
 }
 
 // A Matrix is what was seen to fail: the kill matrix.
 type Matrix struct {
 	Lab        string           `json:"lab"`
+	Partial    bool             `json:"partial"` // only named defects were tried
 	Good       []GoodTarget     `json:"good"`
 	Defects    []DefectRow      `json:"defects"`
 	Assertions []AssertionRow   `json:"assertions"`
@@ -86,8 +90,10 @@ type DefectRow struct {
 	Others    []string `json:"others"`    // requirements that failed and that the defect does not name
 	Wanted    string   `json:"wanted"`    // the diagnosis that must come first
 	Diagnosis []string `json:"diagnosis"` // those that came
-	Remedy    string   `json:"remedy"`    // "cured", "none", or what was left
-	Problem   string   `json:"problem"`   // why it could not be tried
+	// Unexplained are failures that no diagnosis names as its own.
+	Unexplained []string `json:"unexplained"`
+	Remedy      string   `json:"remedy"`  // "cured", "none", or what was left
+	Problem     string   `json:"problem"` // why it could not be tried
 }
 
 // Caught says whether every requirement that must fail did.
@@ -97,7 +103,7 @@ func (d DefectRow) Caught() bool {
 
 // Diagnosed says whether the right diagnosis came first.
 func (d DefectRow) Diagnosed() bool {
-	return d.Wanted == "" || len(d.Diagnosis) > 0 && d.Diagnosis[0] == d.Wanted
+	return d.Problem == "" && (d.Wanted == "" || len(d.Diagnosis) > 0 && d.Diagnosis[0] == d.Wanted)
 }
 
 // Remedied says whether the remedy cured, or none was owed.
@@ -136,22 +142,38 @@ func (m *Matrix) Failures() []string {
 			out = append(out, fmt.Sprintf("the good target %s does not show what is true of it: %s", g.Source, strings.Join(g.Missing, ", ")))
 		}
 	}
+	untried, half := 0, 0
 	for _, d := range m.Defects {
 		switch {
+		case d.Problem == notTried:
+			untried++
+			continue
 		case d.Problem != "":
 			out = append(out, fmt.Sprintf("the defect %s could not be tried at %s: %s", d.Defect, d.Source, d.Problem))
 			continue
 		case !d.Caught():
 			out = append(out, fmt.Sprintf("the defect %s survived at %s: %s did not fail", d.Defect, d.Source, orAnything(d.Survived)))
 		}
+		if d.Kind == "configuration" && len(d.Unexplained) > 0 {
+			out = append(out, fmt.Sprintf("the defect %s fails claims at %s that no diagnosis explains: %s", d.Defect, d.Source, strings.Join(d.Unexplained, ", ")))
+		}
 		if !d.Diagnosed() {
 			out = append(out, fmt.Sprintf("the defect %s was diagnosed as %s at %s, and not as %s first", d.Defect, orNothing(d.Diagnosis), d.Source, d.Wanted))
 		}
-		if d.Caught() && !d.Remedied() {
+		if d.Remedy == remedyNotTried {
+			half++
+		} else if d.Caught() && !d.Remedied() {
 			out = append(out, fmt.Sprintf("the remedy for the defect %s did not cure %s: %s", d.Defect, d.Source, d.Remedy))
 		}
 	}
-	if m.Lab == "reference" {
+	if untried > 0 {
+		out = append(out, fmt.Sprintf("%d of %d defects were not tried", untried, len(m.Defects)))
+	}
+	if half > 0 {
+		out = append(out, fmt.Sprintf("the remedies of %d defects were not tried", half))
+	}
+	// Until every defect was tried, what was not killed says nothing.
+	if m.Lab == "reference" && untried == 0 && !m.Partial {
 		for _, a := range m.Assertions {
 			if len(a.KilledBy) == 0 {
 				out = append(out, fmt.Sprintf("nothing was seen to kill %s at %s: %s", a.Scenario, a.At, a.Text))
@@ -193,12 +215,22 @@ type trial struct {
 	// about says which scenarios are run at all facets in spite of Narrow; nil
 	// for all of them.
 	about func(*script.Scenario) bool
-	then  func(*result.Run, []result.Result)
-	fail  func(why string)
+	// only says which scenarios are run; nil for all of them.
+	only func(*script.Scenario) bool
+	then func(*result.Run, []result.Result)
+	fail func(why string)
 }
 
+// notTried is the problem of a defect that a proof did not come to.
+const notTried = "it was not tried"
+
+// remedyNotTried is the remedy of a defect that a proof came to, and no further.
+const remedyNotTried = "the remedy was not tried"
+
 // Prove runs the scenarios against good targets, against every defect, and
-// against every defect with the remedy that was found for it.
+// against every defect with the remedy that was found for it. When it ends
+// early, because ctx did or a lab could not be started, the matrix holds what
+// was proved until then, and the error says why.
 func Prove(ctx context.Context, o ProveOptions) (*Matrix, error) {
 	if o.Batch < 1 {
 		o.Batch = 8
@@ -215,15 +247,10 @@ func Prove(ctx context.Context, o ProveOptions) (*Matrix, error) {
 	}
 	opts.Allow = []string{"ban", "flood", "loop", "restart"}
 	o.Run = opts
-	p := &prover{o: o, m: &Matrix{Lab: o.Lab, Good: []GoodTarget{}, Defects: []DefectRow{}, Assertions: []AssertionRow{}, Faults: []FaultRow{}, Problems: []result.Problem{}},
+	p := &prover{o: o, m: &Matrix{Lab: o.Lab, Partial: len(o.Defects) > 0, Good: []GoodTarget{}, Defects: []DefectRow{}, Assertions: []AssertionRow{}, Faults: []FaultRow{}, Problems: []result.Problem{}},
 		killed: make(map[string]map[string]bool), all: run.Selected(opts.Scenarios, opts.Select)}
-
-	o.Progress("good targets")
 	good, err := p.goodTrials()
 	if err != nil {
-		return nil, err
-	}
-	if err := p.trials(ctx, good); err != nil {
 		return nil, err
 	}
 	var rows []*DefectRow
@@ -232,26 +259,39 @@ func Prove(ctx context.Context, o ProveOptions) (*Matrix, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.Progress(fmt.Sprintf("%d defects", len(defects)))
-	if err := p.trials(ctx, defects); err != nil {
-		return nil, err
-	}
-	o.Progress(fmt.Sprintf("%d remedies", len(remedies)))
-	if err := p.trials(ctx, remedies); err != nil {
-		return nil, err
-	}
+	err = p.phases(ctx, good, defects, &remedies)
 	for _, r := range rows {
-		p.m.Defects = append(p.m.Defects, *r)
-	}
-	if o.Faults {
-		o.Progress("wire defects")
-		if err := p.faults(ctx); err != nil {
-			return nil, err
+		// A bug names nothing that it must fail: whether a selection is about
+		// it is seen only from what failed.
+		if r.Kind == "bug" && len(opts.Select) > 0 && r.Problem == "" && len(r.Failed) == 0 {
+			continue
 		}
+		p.m.Defects = append(p.m.Defects, *r)
 	}
 	p.assertions()
 	p.totals()
-	return p.m, nil
+	return p.m, err
+}
+
+// phases runs every trial. The remedies are known once the defects were tried.
+func (p *prover) phases(ctx context.Context, good, defects []trial, remedies *[]trial) error {
+	p.o.Progress(fmt.Sprintf("%d good targets", len(good)))
+	if err := p.trials(ctx, good); err != nil {
+		return err
+	}
+	p.o.Progress(fmt.Sprintf("%d defects", len(defects)))
+	if err := p.trials(ctx, defects); err != nil {
+		return err
+	}
+	p.o.Progress(fmt.Sprintf("%d remedies", len(*remedies)))
+	if err := p.trials(ctx, *remedies); err != nil {
+		return err
+	}
+	if p.o.Faults {
+		p.o.Progress("wire defects")
+		return p.faults(ctx)
+	}
+	return nil
 }
 
 // trials runs sources in labs of at most Batch.
@@ -276,7 +316,8 @@ func (p *prover) batch(ctx context.Context, ts []trial) (err error) {
 	}
 	target, end, err := p.o.Start(ctx, specs)
 	if err != nil {
-		return err
+		// Whoever was interrupted may say so in words of its own.
+		return errors.Join(ctx.Err(), err)
 	}
 	defer func() { err = errors.Join(err, end(context.WithoutCancel(ctx))) }()
 	o := p.o.Run
@@ -285,6 +326,10 @@ func (p *prover) batch(ctx context.Context, ts []trial) (err error) {
 			i := slices.IndexFunc(ts, func(t trial) bool { return t.spec.Name == source })
 			return i >= 0 && ts[i].about != nil && !ts[i].about(s)
 		}
+	}
+	o.Skip = func(source string, s *script.Scenario) bool {
+		i := slices.IndexFunc(ts, func(t trial) bool { return t.spec.Name == source })
+		return i >= 0 && ts[i].only != nil && !ts[i].only(s)
 	}
 	found, err := run.Run(ctx, target, o)
 	if err != nil {
@@ -315,6 +360,11 @@ func (p *prover) batch(ctx context.Context, ts []trial) (err error) {
 	return nil
 }
 
+// asked says whether a selected scenario is about a requirement.
+func (p *prover) asked(requirement string) bool {
+	return slices.ContainsFunc(p.all, func(s *script.Scenario) bool { return slices.Contains(s.Requirements, requirement) })
+}
+
 // harmless are misbehaviours that no claim may be failed for.
 func harmless() []string { return []string{"log-late"} }
 
@@ -327,6 +377,7 @@ func (p *prover) goodTrials() ([]trial, error) {
 		if err != nil {
 			return nil, err
 		}
+		truths = slices.DeleteFunc(truths, func(t fixtures.Truth) bool { return !p.asked(t.Requirement) })
 		remedies, err := fixtures.Remedies(kind, release)
 		if err != nil {
 			return nil, err
@@ -412,8 +463,12 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 			if err != nil {
 				continue // the defect is none of this release
 			}
+			kills := slices.DeleteFunc(slices.Clone(d.Kills), func(id string) bool { return !p.asked(id) })
+			if len(kills) == 0 {
+				continue // nothing that was selected is about it
+			}
 			base := fmt.Sprintf("%s@%s", d.Source, release)
-			row := &DefectRow{Defect: d.Name, Source: base, Says: d.Says, Kind: "configuration", Kills: d.Kills, Wanted: d.Diagnosis}
+			row := &DefectRow{Defect: d.Name, Source: base, Says: d.Says, Kind: "configuration", Kills: kills, Wanted: d.Diagnosis, Problem: notTried, Unexplained: []string{}}
 			*rows = append(*rows, row)
 			spec := SourceSpec{Name: base + " with " + d.Name, Kind: d.Source, Version: release, Profile: d.Profile, Layers: []fixtures.Layer{layer}}
 			also := make([]string, 0, len(d.Also))
@@ -445,7 +500,7 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 					continue // its Postfix hides who submitted, so there is nothing to see
 				}
 				base := fmt.Sprintf("%s@%s", fixtures.DovecotPostfix, release)
-				row := &DefectRow{Defect: b.Name, Source: base, Says: b.Says, Kind: "bug", Kills: []string{}, Remedy: "none"}
+				row := &DefectRow{Defect: b.Name, Source: base, Says: b.Says, Kind: "bug", Kills: []string{}, Remedy: "none", Problem: notTried, Unexplained: []string{}}
 				if b.Name == bugNAT || b.Name == bugNATAll {
 					row.Wanted = "MP-NAT"
 				}
@@ -461,6 +516,7 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 }
 
 func (p *prover) judgeDefect(row *DefectRow, name string, also []string, found *result.Run, spec SourceSpec, rs []result.Result) {
+	row.Problem, row.Unexplained = "", []string{}
 	failed := make(map[string]bool)
 	scenarios := make(map[string]bool)
 	for i := range rs {
@@ -475,6 +531,9 @@ func (p *prover) judgeDefect(row *DefectRow, name string, also []string, found *
 			continue
 		}
 		scenarios[r.ID] = true
+		if r.ExplainedBy == "" {
+			row.Unexplained = append(row.Unexplained, r.ID+" "+r.Facet.String())
+		}
 		for _, id := range r.Requirements {
 			failed[id] = true
 		}
@@ -554,8 +613,13 @@ func (p *prover) remedyTrial(row *DefectRow, spec SourceSpec, found *result.Run,
 	for i := range rs {
 		failed[rs[i].ID] = failed[rs[i].ID] || rs[i].Verdict == result.Fail
 	}
-	return trial{spec: cured,
-		about: func(s *script.Scenario) bool { return failed[s.ID] },
+	about := func(s *script.Scenario) bool { return failed[s.ID] }
+	var only func(*script.Scenario) bool
+	if p.o.Brief {
+		only = about
+	}
+	row.Remedy = remedyNotTried
+	return trial{spec: cured, about: about, only: only,
 		then: func(_ *result.Run, rs []result.Result) {
 			var left []string
 			for i := range rs {

@@ -55,7 +55,7 @@ func BenchmarkReports(b *testing.B) {
 	run := tenThousand()
 	for name, write := range map[string]func(io.Writer) error{
 		"json":     func(w io.Writer) error { return WriteJSON(w, run) },
-		"junit":    func(w io.Writer) error { return WriteJUnit(w, run, JUnitOptions{}) },
+		"junit":    func(w io.Writer) error { return WriteJUnit(w, run) },
 		"html":     func(w io.Writer) error { return WriteHTML(w, run) },
 		"markdown": func(w io.Writer) error { return WriteMarkdown(w, run) },
 		"console":  func(w io.Writer) error { return NewConsole(w, ConsoleOptions{}).End(run) },
@@ -63,7 +63,7 @@ func BenchmarkReports(b *testing.B) {
 			if err := WriteJSON(w, run); err != nil {
 				return err
 			}
-			if err := WriteJUnit(w, run, JUnitOptions{}); err != nil {
+			if err := WriteJUnit(w, run); err != nil {
 				return err
 			}
 			return WriteHTML(w, run)

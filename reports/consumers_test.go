@@ -268,19 +268,16 @@ func gitlab(root *node) (tally, error) {
 }
 
 // ours is what a run says itself: the tally that all of them must come to.
-func ours(run *result.Run, o JUnitOptions) tally {
+func ours(run *result.Run) tally {
 	var t tally
 	for i := range run.Results {
 		r := &run.Results[i]
-		warning := r.Level == result.Should || r.Level == result.May
 		silent := false
 		switch {
 		case r.Verdict == result.Pass:
 			t.pass++
 			silent = true
-		case r.Verdict == result.Unsupported,
-			r.Verdict == result.Inconclusive && o.InconclusiveAsSkipped,
-			r.Verdict == result.Fail && warning && o.WarningsAsSkipped:
+		case r.Verdict == result.Unsupported:
 			t.skip++
 			silent = true
 		default:

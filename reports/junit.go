@@ -11,17 +11,6 @@ import (
 	"github.com/mailproof/mailproof/harness/result"
 )
 
-// JUnitOptions changes how verdicts are told to a CI server, which knows only
-// passed, failed and skipped.
-type JUnitOptions struct {
-	// InconclusiveAsSkipped makes what could not be judged skipped. By default
-	// it is an error, because nobody looks at skipped tests.
-	InconclusiveAsSkipped bool
-	// WarningsAsSkipped makes a failed should or may skipped, in keeping with
-	// an exit status that it does not change. By default it is a failure.
-	WarningsAsSkipped bool
-}
-
 // Limits of what a case carries, in octets.
 const (
 	maxJUnitMessage  = 500
@@ -43,11 +32,13 @@ func (e *DuplicateError) Error() string {
 // are those of the cases. Problems are error cases. A result whose repeats
 // differ but that is no failure itself gets a failure in the suite
 // "instability". A run without results and problems is one error case. Suites
-// of results that a reference server gave are called reference.
+// of results that a reference server gave are called reference. A failed should
+// or may is a failure, though it does not change the exit status, and what could
+// not be judged is an error: nobody looks at skipped tests.
 //
 // Two results of the same key are a [*DuplicateError], and nothing is written.
-func WriteJUnit(w io.Writer, run *result.Run, o JUnitOptions) error {
-	suites, err := junitSuites(run, o)
+func WriteJUnit(w io.Writer, run *result.Run) error {
+	suites, err := junitSuites(run)
 	if err != nil {
 		return err
 	}
@@ -142,7 +133,7 @@ type junitCase struct {
 
 // junitSuites sorts a run into suites, in the order of first appearance:
 // problems first, instability last.
-func junitSuites(run *result.Run, o JUnitOptions) ([]*junitSuite, error) {
+func junitSuites(run *result.Run) ([]*junitSuite, error) {
 	var suites []*junitSuite
 	index := map[string]*junitSuite{}
 	suite := func(name string) *junitSuite {
@@ -182,7 +173,7 @@ func junitSuites(run *result.Run, o JUnitOptions) ([]*junitSuite, error) {
 	}
 	for i := range run.Results {
 		r := &run.Results[i]
-		how, key := junitOutcome(r, o), r.Key()
+		how, key := junitOutcome(r), r.Key()
 		err := take(suite(suiteName(r)), key, how, max(0, r.Seconds), func() junitCase { return resultCase(run, r, how, causes[key]) })
 		if err != nil {
 			return nil, err
@@ -198,7 +189,7 @@ func junitSuites(run *result.Run, o JUnitOptions) ([]*junitSuite, error) {
 	}
 	for i := range run.Results {
 		r := &run.Results[i]
-		if how := junitOutcome(r, o); !r.Unstable || how == failed || how == broken {
+		if how := junitOutcome(r); !r.Unstable || how == failed || how == broken {
 			continue
 		}
 		if err := take(suite("instability"), r.Key(), failed, 0, func() junitCase { return unstableCase(r) }); err != nil {
@@ -224,20 +215,14 @@ func suiteName(r *result.Result) string {
 
 func className(suite string) string { return "mailproof." + suite }
 
-func junitOutcome(r *result.Result, o JUnitOptions) outcome {
+// junitOutcome is how a verdict is told to a reader that knows only passed, failed,
+// broken and skipped.
+func junitOutcome(r *result.Result) outcome {
 	switch r.Verdict {
 	case result.Pass:
 		return passed
 	case result.Fail:
-		if o.WarningsAsSkipped && !binding(r) {
-			return skipped
-		}
 		return failed
-	case result.Inconclusive:
-		if o.InconclusiveAsSkipped {
-			return skipped
-		}
-		return broken
 	case result.Unsupported:
 		return skipped
 	}

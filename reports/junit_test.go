@@ -12,40 +12,37 @@ import (
 	"gotest.tools/v3/golden"
 )
 
-func junitOf(t *testing.T, run *result.Run, o JUnitOptions) string {
+func junitOf(t *testing.T, run *result.Run) string {
 	t.Helper()
 	var b bytes.Buffer
-	assert.NilError(t, WriteJUnit(&b, run, o))
+	assert.NilError(t, WriteJUnit(&b, run))
 	return b.String()
 }
 
 func TestJUnitGolden(t *testing.T) {
-	golden.Assert(t, junitOf(t, sampleRun(), JUnitOptions{}), "sample.junit.xml")
+	golden.Assert(t, junitOf(t, sampleRun()), "sample.junit.xml")
 }
 
 func TestJUnitReadersAgree(t *testing.T) {
 	readers := map[string]func(*node) (tally, error){"jenkins": jenkins, "dorny": dorny, "mikepenz": mikepenz, "enricomi": enricoMi, "gitlab": gitlab}
-	check := func(t *testing.T, run *result.Run, o JUnitOptions) {
+	check := func(t *testing.T, run *result.Run) {
 		t.Helper()
-		root, err := readXML(strings.NewReader(junitOf(t, run, o)))
+		root, err := readXML(strings.NewReader(junitOf(t, run)))
 		assert.NilError(t, err)
 		assert.NilError(t, shape(root))
-		want := ours(run, o)
+		want := ours(run)
 		for name, count := range readers {
 			got, err := count(root)
 			assert.NilError(t, err)
 			assert.Equal(t, got, want, name)
 		}
 	}
-	options := []JUnitOptions{{}, {InconclusiveAsSkipped: true}, {WarningsAsSkipped: true}, {true, true}}
-	for _, o := range options {
-		check(t, sampleRun(), o)
-		check(t, &result.Run{Exit: result.ExitEmpty}, o)
-		check(t, &result.Run{Exit: result.ExitEmpty, Excluded: []result.Excluded{{ID: "trust.x", Reason: "named"}}}, o)
-		check(t, &result.Run{Exit: result.ExitUnjudged, Problems: []result.Problem{{}, {}}}, o)
-	}
+	check(t, sampleRun())
+	check(t, &result.Run{Exit: result.ExitEmpty})
+	check(t, &result.Run{Exit: result.ExitEmpty, Excluded: []result.Excluded{{ID: "trust.x", Reason: "named"}}})
+	check(t, &result.Run{Exit: result.ExitUnjudged, Problems: []result.Problem{{}, {}}})
 	for seed := range uint64(60) {
-		check(t, randomRun(seed, 1+2*int(seed)), options[seed%4])
+		check(t, randomRun(seed, 1+2*int(seed)))
 	}
 }
 
@@ -80,7 +77,7 @@ func TestJUnitRefusesDuplicates(t *testing.T) {
 	run := sampleRun()
 	run.Results = append(run.Results, run.Results[3])
 	var b bytes.Buffer
-	err := WriteJUnit(&b, run, JUnitOptions{})
+	err := WriteJUnit(&b, run)
 	var dup *DuplicateError
 	assert.Assert(t, errors.As(err, &dup))
 	assert.Equal(t, dup.Key, run.Results[3].Key())
@@ -92,7 +89,7 @@ func TestJUnitRepeats(t *testing.T) {
 	r := passing(c, trixie, facet("imap", "ip4", "as-proxy"), 1)
 	r.Repeats = []result.Verdict{result.Fail, result.Error, result.Pass}
 	r.Unstable = true
-	text := junitOf(t, &result.Run{Results: []result.Result{r}}, JUnitOptions{})
+	text := junitOf(t, &result.Run{Results: []result.Result{r}})
 	root, err := readXML(strings.NewReader(text))
 	assert.NilError(t, err)
 	assert.Equal(t, len(root.children), 2)
@@ -104,7 +101,7 @@ func TestJUnitRepeats(t *testing.T) {
 	assert.Equal(t, root.children[1].all("testcase")[0].all("failure")[0].attrs["message"], "3 repeats gave different verdicts: 1 fail, 1 error, 1 pass")
 
 	r.Verdict = result.Fail // already a failure: it is not counted twice
-	root, err = readXML(strings.NewReader(junitOf(t, &result.Run{Results: []result.Result{r}}, JUnitOptions{})))
+	root, err = readXML(strings.NewReader(junitOf(t, &result.Run{Results: []result.Result{r}})))
 	assert.NilError(t, err)
 	assert.Equal(t, len(root.children), 1)
 }
@@ -114,7 +111,7 @@ func TestJUnitSizeIsBounded(t *testing.T) {
 	r := failing(passing(c, trixie, facet("imap", "ip4", "as-proxy"), 1), c, result.Finding{Wanted: strings.Repeat("w", 1<<20), Found: strings.Repeat("f", 1<<20)})
 	r.Transcript = strings.Repeat("A    +0.0001 <- "+strings.Repeat("x", 2000)+"\n", 4000)
 	r.Witness = []result.Witness{{Line: strings.Repeat("y", 1<<20)}, {Line: "never shown"}}
-	text := junitOf(t, &result.Run{Results: []result.Result{r}}, JUnitOptions{})
+	text := junitOf(t, &result.Run{Results: []result.Result{r}})
 	assert.Assert(t, len(text) < 100<<10, "%d octets", len(text))
 	assert.Assert(t, strings.Contains(text, "earlier lines are not shown"))
 }
@@ -130,7 +127,7 @@ func FuzzJUnitText(f *testing.F) {
 			Findings: []result.Finding{{Wanted: s, Found: s, Evidence: []string{s}}}}
 		run := &result.Run{Results: []result.Result{r}, Notices: []string{s}}
 		var b bytes.Buffer
-		if err := WriteJUnit(&b, run, JUnitOptions{}); err != nil {
+		if err := WriteJUnit(&b, run); err != nil {
 			t.Fatal(err)
 		}
 		root, err := readXML(&b)
@@ -154,7 +151,7 @@ func ExampleWriteJUnit() {
 	run := &result.Run{Results: []result.Result{{ID: "relay.greets", Source: "dovecot-postfix", Verdict: result.Unsupported, Reason: "no port 25",
 		File: "scenarios/relay/greets.txtar", Line: 1, Facet: result.Facet{Endpoint: "smtp", Family: "ip4", Driver: "direct"}}}}
 	var b bytes.Buffer
-	if err := WriteJUnit(&b, run, JUnitOptions{}); err != nil {
+	if err := WriteJUnit(&b, run); err != nil {
 		fmt.Println(err)
 	}
 	for line := range strings.Lines(b.String()) {

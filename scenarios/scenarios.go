@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -59,10 +61,10 @@ func load(fsys fs.FS, extra fs.FS, prefix string) ([]*script.Scenario, error) {
 			continue
 		}
 		if first, dup := seen[s.ID]; dup {
-			errs = append(errs, fmt.Errorf("%s: the id %s is taken by %s", f, s.ID, first))
+			errs = append(errs, fmt.Errorf("%s: the id %s is taken by %s", prefix+f, s.ID, first))
 			continue
 		}
-		seen[s.ID] = f
+		seen[s.ID] = prefix + f
 		all = append(all, s)
 	}
 	if len(errs) > 0 {
@@ -91,6 +93,13 @@ func library(systems ...fs.FS) (*script.Library, error) {
 		}
 	}
 	return script.NewLibrary(files)
+}
+
+// ReadDir parses an operator's own scenarios in a folder, as [LoadDir] does.
+// Their paths begin with the folder, so that whatever reads a report or an
+// error finds the file.
+func ReadDir(dir string) ([]*script.Scenario, error) {
+	return load(os.DirFS(dir), embedded, filepath.ToSlash(filepath.Clean(dir))+"/")
 }
 
 // LoadDir parses an operator's own scenarios, which may use our fragments.

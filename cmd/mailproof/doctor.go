@@ -73,7 +73,7 @@ type showCmd struct {
 	Markdown string   `name:"markdown" placeholder:"F" help:"Write a Markdown summary to a file."`
 }
 
-func (c *showCmd) Run(con *console) error {
+func (c *showCmd) Run(ctx context.Context, con *console) error {
 	runs, err := readRuns(c.Files)
 	if err != nil {
 		return err
@@ -84,7 +84,7 @@ func (c *showCmd) Run(con *console) error {
 	var last error
 	for _, found := range runs {
 		r := runCmd{Verbose: c.Verbose, JUnit: c.JUnit, HTML: c.HTML, Markdown: c.Markdown}
-		if err := r.finish(con, reports.NewConsole(con.err, consoleOptions(con.err, c.Verbose)), found); err != nil {
+		if err := r.finish(ctx, con, reports.NewConsole(con.err, consoleOptions(con.err, c.Verbose)), found); err != nil {
 			last = err
 		}
 	}

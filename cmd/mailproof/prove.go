@@ -55,11 +55,12 @@ func (c *proveCmd) Run(ctx context.Context, con *console) error {
 		if err := engineAnswers(ctx); err != nil {
 			return fmt.Errorf("no container engine answers: %w (`mailproof doctor` says what would help)", err)
 		}
-		o.Start, o.Batch, o.Narrow = dockerStarter(progress), 16, true
+		o.Start, o.Batch, o.Narrow, o.Brief = dockerStarter(progress), fixtures.MaxSources, true, true
 	}
-	m, err := harness.Prove(ctx, o)
-	if err != nil {
-		return err
+	// What was proved before an interrupt is printed and written as well.
+	m, proveErr := harness.Prove(ctx, o)
+	if m == nil {
+		return proveErr
 	}
 	printMatrix(con.err, m)
 	if c.JSON == "-" {
@@ -75,6 +76,9 @@ func (c *proveCmd) Run(ctx context.Context, con *console) error {
 		if err := reports.WriteFile(c.Markdown, func(w io.Writer) error { return matrixMarkdown(w, m) }); err != nil {
 			return err
 		}
+	}
+	if proveErr != nil {
+		return proveErr
 	}
 	if len(m.Failures()) > 0 {
 		return exitError{result.ExitFailed}

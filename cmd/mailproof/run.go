@@ -57,6 +57,9 @@ func (c *planCmd) Run(ctx context.Context, con *console) error {
 	if err != nil {
 		return selectionStatus(err, con.err)
 	}
+	if err := approved(p, o.Approve); err != nil {
+		return usageError{err}
+	}
 	if c.JSON {
 		return printJSON(con.out, p)
 	}
@@ -87,7 +90,11 @@ func printPlan(w io.Writer, p *run.Plan, lab string, verbose bool) {
 		}
 		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "%d scenarios on the %s lab, highest risk %s\n", len(p.Items), lab, p.MaxRisk)
+	word := "scenarios"
+	if len(p.Items) == 1 {
+		word = "scenario"
+	}
+	fmt.Fprintf(w, "%d %s on the %s lab, highest risk %s\n", len(p.Items), word, lab, p.MaxRisk)
 	for _, v := range run.Vantages() {
 		if b, ok := p.Blame[v]; ok {
 			fmt.Fprintf(w, "from the %-9s  %d failed sign-ins, %d refused commands, %d refused recipients\n", v, b.FailedSignIns, b.ProtocolErrors, b.BadRecipients)
@@ -169,7 +176,7 @@ func (c *runCmd) Run(ctx context.Context, con *console) error {
 	if chosen.byUs && chosen.lab == "reference" && found.Exit == result.ExitOK {
 		found.Exit = result.ExitUnjudged
 	}
-	return c.finish(con, show, found)
+	return c.finish(ctx, con, show, found)
 }
 
 // consoleOptions asks where people read what it can show.
@@ -189,40 +196,61 @@ func approved(p *run.Plan, hash string) error {
 }
 
 // notStarted reports a lab that did not start: nothing was judged, and the
-// reports say why.
+// reports say why. A start that was interrupted is no problem of the lab's.
 func (c *runCmd) notStarted(ctx context.Context, con *console, show *reports.Console, t *harness.Target, plan *run.Plan, began time.Time, err error) error {
-	found := run.Unstarted(t, plan, tool(), began, labProblem(t.Kind, err))
-	if ctx.Err() != nil {
-		found.Exit = result.ExitInterrupted
+	problems := []result.Problem{labProblem(t.Kind, err)}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		problems = []result.Problem{}
 	}
-	return c.finish(con, show, found)
+	found := run.Unstarted(t, plan, tool(), began, problems...)
+	if ctx.Err() != nil {
+		for i := range found.Results {
+			if r := &found.Results[i]; r.Verdict == result.Error {
+				r.Reason = "interrupted"
+			}
+		}
+	}
+	return c.finish(ctx, con, show, found)
 }
 
 // finish writes every report and returns the run's status. A report that
-// cannot be written is told, and does not keep the others from being written.
-func (c *runCmd) finish(con *console, show *reports.Console, found *result.Run) error {
-	failed := []error{show.End(found)}
+// cannot be written is a problem of the run, told on standard error, and does
+// not keep the others from being written. The reports name the status that the
+// process ends with: where such a problem, or a signal that came while they
+// were written, changes it, those that can be written are written again.
+func (c *runCmd) finish(ctx context.Context, con *console, show *reports.Console, found *result.Run) error {
+	if ctx.Err() != nil {
+		found.Exit = result.ExitInterrupted
+	}
+	before := found.Exit
+	told := show.End(found)
+	failed := c.files(found, false)
+	for _, err := range failed {
+		found.Problems = append(found.Problems, reportProblem(err))
+	}
+	switch {
+	case ctx.Err() != nil:
+		found.Exit = result.ExitInterrupted
+	case len(failed) > 0 && found.Exit == result.ExitOK:
+		found.Exit = result.ExitUnjudged
+	}
+	if found.Exit != before || len(failed) > 0 {
+		c.files(found, true) // what cannot be written is told below
+	}
+	code := found.Exit
 	if c.JSON == "-" {
 		if err := reports.WriteJSON(con.out, found); err != nil {
 			failed = append(failed, fmt.Errorf("--json -: %w", err))
-		}
-	} else if c.JSON != "" {
-		failed = append(failed, reports.WriteFile(c.JSON, func(w io.Writer) error { return reports.WriteJSON(w, found) }))
-	}
-	for _, r := range []struct {
-		path  string
-		write func(io.Writer, *result.Run) error
-	}{{c.JUnit, writeJUnit}, {c.HTML, reports.WriteHTML}, {c.Markdown, reports.WriteMarkdown}} {
-		if r.path != "" {
-			failed = append(failed, reports.WriteFile(r.path, func(w io.Writer) error { return r.write(w, found) }))
+			if code == result.ExitOK {
+				code = result.ExitUnjudged
+			}
 		}
 	}
-	code := found.Exit
-	if err := errors.Join(failed...); err != nil {
+	if err := errors.Join(append(failed, told)...); err != nil {
 		fmt.Fprintf(con.err, "mailproof: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nmailproof: "))
-		if code == result.ExitOK {
-			code = result.ExitUnjudged
-		}
+	}
+	if code != before {
+		fmt.Fprintf(con.err, "mailproof: exit status %d\n", code)
 	}
 	if code == result.ExitOK {
 		return nil
@@ -230,6 +258,33 @@ func (c *runCmd) finish(con *console, show *reports.Console, found *result.Run) 
 	return exitError{code}
 }
 
-func writeJUnit(w io.Writer, found *result.Run) error {
-	return reports.WriteJUnit(w, found, reports.JUnitOptions{})
+// reportProblem is a report that could not be written, as the others tell it.
+func reportProblem(err error) result.Problem {
+	p := result.Problem{Stage: "report", Where: "this machine", Words: err.Error()}
+	var file *reports.FileError
+	if errors.As(err, &file) {
+		p.Where = file.Path
+	}
+	return p
+}
+
+// files writes the reports that go to files, and says which could not be. Again leaves out what is no
+// regular file: its reader has had a whole report, and may be gone.
+func (c *runCmd) files(found *result.Run, again bool) []error {
+	var failed []error
+	for _, r := range []struct {
+		path  string
+		write func(io.Writer, *result.Run) error
+	}{{c.JSON, reports.WriteJSON}, {c.JUnit, reports.WriteJUnit}, {c.HTML, reports.WriteHTML}, {c.Markdown, reports.WriteMarkdown}} {
+		if r.path == "" || r.path == "-" {
+			continue
+		}
+		if info, err := os.Stat(r.path); again && (err != nil || !info.Mode().IsRegular()) {
+			continue
+		}
+		if err := reports.WriteFile(r.path, func(w io.Writer) error { return r.write(w, found) }); err != nil {
+			failed = append(failed, err)
+		}
+	}
+	return failed
 }

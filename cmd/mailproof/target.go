@@ -44,7 +44,7 @@ func (f selectionFlags) all() ([]*script.Scenario, error) {
 	if !info.IsDir() {
 		return nil, usagef("--scenarios %s: it is no folder", f.Scenarios)
 	}
-	list, err := scenarios.LoadDir(os.DirFS(f.Scenarios))
+	list, err := scenarios.ReadDir(f.Scenarios)
 	if err != nil {
 		return nil, usageError{err}
 	}
@@ -201,6 +201,14 @@ func runOptions(sel selectionFlags, r riskFlags) (run.Options, error) {
 	}
 	if len(r.Allow) == 0 {
 		o.Allow = known // labs allow all
+	}
+	switch {
+	case r.Repeat < 1:
+		return o, usagef("--repeat %d: a scenario is run at least once", r.Repeat)
+	case r.Jobs < 0:
+		return o, usagef("--jobs %d: name at least one, or leave it out and mailproof chooses", r.Jobs)
+	case r.Timeout <= 0:
+		return o, usagef("--timeout %s: a scenario needs some time", r.Timeout)
 	}
 	if r.Shard != "" {
 		if o.Shard, err = run.ParseShard(r.Shard); err != nil {

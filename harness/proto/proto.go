@@ -72,7 +72,7 @@ func (u Unit) Text() string { return strings.Join(u.Lines, "\n") }
 type Malformed struct {
 	Conn     string
 	Protocol Protocol
-	Line     string // what came, cut
+	Line     string // what came, redacted and cut
 	Want     string // what the document demands there
 }
 
@@ -218,6 +218,7 @@ func literalAtEnd(line string) (int, bool) {
 }
 
 func (r *unitReader) malformed(line, want string) error {
+	line = r.v.c.Transcript().Redact(line)
 	if len(line) > 200 {
 		line = line[:200] + "…"
 	}

@@ -29,6 +29,9 @@ func (r *runner) barrier(ctx context.Context, it *item, kind string) error {
 		err = r.recipientBarrier(ctx, it, l)
 	}
 	if err != nil {
+		if lerr := r.logErr(it.source); lerr != nil {
+			return fmt.Errorf("%w: to judge this claim, make the log readable for the whole run", lerr)
+		}
 		err = fmt.Errorf("the log of %s proves nothing: %w", it.source.Name, err)
 		var unseen *unseenLine
 		if errors.As(err, &unseen) && context.Cause(ctx) != nil && !errors.Is(context.Cause(ctx), context.Canceled) {
@@ -78,16 +81,18 @@ func (r *runner) loginBarrier(ctx context.Context, it *item, l *witness.Log) err
 	return last
 }
 
-// signIn signs in and out on one endpoint, without a transcript.
+// signIn signs in and out on one endpoint. Its transcript is not kept: it is
+// there to keep the password out of errors.
 func (r *runner) signIn(ctx context.Context, s *Source, endpoint string, a Account, w *witness.Watch) error {
 	nc, ep, err := r.direct(ctx, s, endpoint, IP4)
 	if err != nil {
 		return err
 	}
 	d := r.barrierDeadlines()
-	c := wire.New(ctx, nc, "barrier", nil, d, wire.Shape{})
+	tr := wire.NewTranscript(wire.NewRedactor(wire.Secret{Name: "barrier", Value: a.Password}))
+	c := wire.New(ctx, nc, "barrier", tr, d, wire.Shape{})
 	defer c.Close()
-	cfg := clientTLS(s.Roots, s.ServerName)
+	cfg := r.target.clientTLS(s.Roots, s.ServerName)
 	if ep.TLS == "implicit" {
 		if err := c.StartTLS(cfg); err != nil {
 			return err
@@ -106,7 +111,7 @@ func (r *runner) signIn(ctx context.Context, s *Source, endpoint string, a Accou
 			return err
 		}
 		if len(u.Status) < len(want) || u.Status[:len(want)] != want {
-			return fmt.Errorf("the source answered %q", cut(u.Status, 100))
+			return fmt.Errorf("the source answered %q", cut(tr.Redact(u.Status), 100))
 		}
 		return nil
 	}
@@ -186,7 +191,7 @@ func (r *runner) mailbox(ctx context.Context, it *item, a Account) (*witness.Mai
 			last = err
 			continue
 		}
-		cfg := clientTLS(it.source.Roots, it.source.ServerName)
+		cfg := r.target.clientTLS(it.source.Roots, it.source.ServerName)
 		if ep.TLS == "starttls" {
 			box, err := witness.OpenMailboxStartTLS(ctx, nc, cfg, a.Address, a.Password)
 			if err == nil {

@@ -19,6 +19,7 @@ func causes() []cause {
 		{"DX-16", "", causeDeadEndpoint},
 		{"DX-06", dp, causePort25Header},
 		{"DX-02", dp, causeHaproxy},
+		{"MP-UNAVAILABLE", dp, causeUnavailable},
 		{"DX-17", "", causeTLS},
 		{"MP-SASL-PLAIN", dp, causeNoPlain},
 		{"MP-ANY-PASSWORD", "", causeAnyPassword},
@@ -253,7 +254,7 @@ func causeDeadEndpoint(o *observations) *result.Diagnosis {
 }
 
 func causePort25Header(o *observations) *result.Diagnosis {
-	silent := o.find(query{endpoint: "smtp", facts: []string{"at=greeting"}, any: []string{"reply=none", "reply=closed", "reply=421", "~Server local error"}})
+	silent := o.find(query{endpoint: "smtp", facts: []string{"at=greeting"}, any: []string{"reply=none", "reply=closed", "~Server local error"}})
 	if len(silent) == 0 || !o.has(query{ids: "relay.greets", taken: true}) {
 		return nil
 	}
@@ -312,6 +313,30 @@ func causeHaproxy(o *observations) *result.Diagnosis {
 		}
 	}
 	d.Remedy = remedy("Take the PROXY protocol away from this listener (and let the proxy announce by XCLIENT: forwarding = \"xclient\" for this destination).", changes...)
+	return d
+}
+
+func causeUnavailable(o *observations) *result.Diagnosis {
+	away := o.find(query{any: []string{"~Service unavailable - try again later", "~454 4.3.0 Try again later"}})
+	if vs := factValues(away, "vantage"); len(vs) < 2 {
+		return nil // where others get in, the refusal is a rule about somebody
+	}
+	es := factValues(away, "endpoint")
+	d := &result.Diagnosis{
+		Title:   "Postfix is not available to anybody on " + listed(es),
+		Means:   "Postfix itself says that it cannot do its work: nobody can send, and the new server cannot relay.",
+		Results: keys(away, o.find(query{endpoint: strings.Join(es, " "), any: []string{"at=greeting", "missing=250"}})),
+		DiscriminatedBy: []string{observed(away, "the answers are "+listed(factValues(away, "reply"))),
+			"they are the same for " + listed(factValues(away, "vantage"))},
+		Alternatives: []string{"DX-08, a rule about the new server: others would get in", "DX-17, TLS alone: commands in clear text would be answered"},
+		Remedy:       remedy("Look into the mail log: beside these sessions Postfix warns of what it cannot do without. Mend that."),
+	}
+	if milters, ok := o.inForce("postconf -n", "smtpd_milters"); ok && milters != "" {
+		d.Title = "Postfix waits for a milter that does not answer on " + listed(es)
+		d.DiscriminatedBy = append(d.DiscriminatedBy, "postconf -n says smtpd_milters = "+milters)
+		d.Remedy = remedy("Start the milter that smtpd_milters names, or let Postfix go on where it does not answer.",
+			o.mainChange("milter_default_action", "accept", "a milter that does not answer shall turn nobody away"))
+	}
 	return d
 }
 
@@ -516,6 +541,12 @@ func causeTrustMissing(o *observations) *result.Diagnosis {
 			all = append(all, r)
 		}
 	}
+	// Where the proxy is not believed, neither its port nor its destination is.
+	for _, r := range o.find(query{ids: "client-address.port-*"}) {
+		if slices.Contains(es, r.Facet.Endpoint) {
+			all = concat(all, []*result.Result{r})
+		}
+	}
 	all = concat(all, o.find(query{ids: "client-address.parallel", any: []string{"at=XCLIENT", "recorded:rip=proxy"}}))
 	all = concat(all, o.find(query{ids: "xclient.concurrency", any: []string{"at=XCLIENT"}}))
 	dove, post := split(all)
@@ -605,7 +636,7 @@ func (o *observations) minus(command, name, word string) string {
 }
 
 func causeIDHidden(o *observations) *result.Diagnosis {
-	hidden := o.find(query{ids: "imap-id.offered"})
+	hidden := o.find(query{ids: "imap-id.offered", facts: []string{"at=greeting", "reply=* OK"}})
 	if len(hidden) == 0 {
 		return nil
 	}
@@ -626,7 +657,7 @@ func causeIDHidden(o *observations) *result.Diagnosis {
 }
 
 func causeXclientByName(o *observations) *result.Diagnosis {
-	again := o.find(query{ids: "xclient.only-once"})
+	again := o.find(query{ids: "xclient.only-once", any: []string{"present=250 XCLIENT", "at=XCLIENT"}})
 	if len(again) == 0 {
 		return nil
 	}
@@ -730,7 +761,7 @@ func (o *observations) orEmpty(command, name string) string {
 }
 
 func causeConnectionLimit(o *observations) *result.Diagnosis {
-	limited := o.find(query{ids: "xclient.concurrency"})
+	limited := o.find(query{ids: "xclient.concurrency", any: []string{"~too many connections"}})
 	if len(limited) == 0 {
 		return nil
 	}
@@ -855,7 +886,7 @@ func causeBackscatter(o *observations) *result.Diagnosis {
 	d := &result.Diagnosis{
 		Title:           "the source accepts mail for addresses that do not exist",
 		Means:           "It accepts first and bounces later, to senders who are mostly forged: the server becomes a source of spam itself.",
-		Results:         keys(taken),
+		Results:         keys(taken, o.find(query{ids: "trust.smtp-*", facts: []string{"at=RCPT", "reply=250"}})),
 		DiscriminatedBy: []string{observed(taken, "a recipient that does not exist was accepted")},
 		Alternatives:    []string{"a catch-all that is meant: then the mail is delivered, and this finding can be excluded"},
 	}
@@ -917,7 +948,7 @@ func causeChunking(o *observations) *result.Diagnosis {
 }
 
 func causeCleartext(o *observations) *result.Diagnosis {
-	clear := o.find(query{ids: "trust.cleartext-refused"})
+	clear := o.find(query{ids: "trust.cleartext-refused", any: []string{"missing=* CAPABILITY"}})
 	if len(clear) == 0 {
 		return nil
 	}
@@ -936,7 +967,7 @@ func causeCleartext(o *observations) *result.Diagnosis {
 }
 
 func causeXclientOn25(o *observations) *result.Diagnosis {
-	on25 := o.find(query{ids: "xclient.not-on-port-25"})
+	on25 := o.find(query{ids: "xclient.not-on-port-25", any: []string{"present=250 XCLIENT"}})
 	if len(on25) == 0 {
 		return nil
 	}

@@ -31,6 +31,7 @@ func Codes() []Code {
 		{"DX-29", "421 too many connections at busy times, with Postfix 3.8 or later", "Postfix counts the proxy's connections, whoever was announced", "the announcement is believed, and the fifty-first connection is refused"},
 		{"MP-NAT", "no trust setting helps", "something between proxy and source translates addresses", "the source records another address than the proxy's for a connection that announced nobody"},
 		{"MP-ANY-PASSWORD", "everybody can sign in as everybody through the proxy", "a passdb does not look at the password for the proxy's network", "a wrong password is accepted"},
+		{"MP-UNAVAILABLE", "nobody can send, and the new server cannot relay", "a milter that smtpd_milters names does not answer (or something else that Postfix cannot do without)", "everybody gets \"try again later\", whoever they are"},
 		{"MP-SASL-PLAIN", "nobody can sign in through the proxy", "SASL PLAIN is not among the mechanisms", "the mechanism is refused, and not the password"},
 		{"MP-TRUST-NEW-SERVER", "the new server could forge addresses", "the new server stands in the trust lists beside the proxy", "the neighbour and strangers are not believed"},
 		{"MP-XCLIENT-HIDDEN", "every submitting user appears under the proxy's address", "smtpd_discard_ehlo_keywords hides XCLIENT", "the command is accepted all the same"},

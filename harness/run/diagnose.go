@@ -36,6 +36,7 @@ func diagnose(ctx context.Context, t *Target, run *result.Run) {
 		if !failed {
 			continue
 		}
+		var found []result.Diagnosis
 		for _, c := range causes() {
 			if c.kind != "" && c.kind != src.Kind {
 				continue
@@ -46,8 +47,12 @@ func diagnose(ctx context.Context, t *Target, run *result.Run) {
 			}
 			d.Code, d.Source = c.code, src.Name
 			o.explain(d)
-			run.Diagnoses = append(run.Diagnoses, *d)
+			found = append(found, *d)
 		}
+		for i := range found {
+			o.follow(&found[i])
+		}
+		run.Diagnoses = append(run.Diagnoses, found...)
 	}
 	// What must be mended comes before what should be; within a source the
 	// causes keep their order.
@@ -97,6 +102,28 @@ func (o *observations) explain(d *result.Diagnosis) {
 	}
 	if d.Alternatives == nil {
 		d.Alternatives = []string{}
+	}
+}
+
+// follow adds to a diagnosis what clients get through the proxy, where nothing
+// else explains it: the proxy can give them no more of a protocol than it gets
+// from the source itself.
+func (o *observations) follow(d *result.Diagnosis) {
+	if d.Level != result.Must {
+		return
+	}
+	protocols := map[string]bool{}
+	for _, r := range o.results {
+		if r.ExplainedBy == d.Code && r.Facet.Driver != "through" && slices.Contains(d.Results, r.Key()) {
+			protocols[r.Facet.Protocol] = true
+		}
+	}
+	through := slices.DeleteFunc(o.find(query{}), func(r *result.Result) bool {
+		return r.Facet.Driver != "through" || !protocols[r.Facet.Protocol]
+	})
+	if len(through) > 0 {
+		d.Results = append(d.Results, keys(through)...)
+		o.explain(d)
 	}
 }
 

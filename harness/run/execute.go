@@ -94,6 +94,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
 	x.cleanup()
 	res.Transcript = x.tr.String()
 	x.judge(err)
+	x.redactAll()
 	return res
 }
 
@@ -375,10 +376,12 @@ func (x *execution) upgrade(u *script.Upgrade) error {
 }
 
 func (x *execution) handshake(pos script.Pos, s *session, cfg *tls.Config) error {
-	x.r.handshakes.Add(1)
 	err := s.conn.StartTLS(cfg)
 	if err == nil {
 		return nil
+	}
+	if cause := context.Cause(x.ctx); cause != nil {
+		return cause
 	}
 	var t *wire.TLSError
 	if errors.As(err, &t) {
@@ -464,6 +467,7 @@ func (x *execution) failed(pos script.Pos, s *session, err error, wanted string)
 	var closed *wire.Closed
 	var long *wire.TooLong
 	var malformed *proto.Malformed
+	var residue *wire.Residue
 	var vantage *VantageError
 	switch {
 	case errors.As(err, &vantage):
@@ -486,6 +490,10 @@ func (x *execution) failed(pos script.Pos, s *session, err error, wanted string)
 		f.Code = "malformed"
 		f.Found = wire.Visible(err.Error())
 		f.Facts = append(f.Facts, "reply=malformed")
+	case errors.As(err, &residue):
+		f.Code = "malformed"
+		f.Found = fmt.Sprintf("%d octets in clear text after the reply to STARTTLS", residue.Octets)
+		f.Facts = append(f.Facts, "tls=residue")
 	default:
 		return err
 	}
@@ -568,7 +576,7 @@ func (x *execution) reply(st *script.Reply) error {
 			Code:   "mismatch",
 			Wanted: wantedReply(s, st.Pattern.Show(x.env)),
 			Found:  wire.Visible(x.redacted(u.Status)),
-			Facts:  append(s.facts(), "reply="+x.redacted(cut(u.Status, 120))),
+			Facts:  append(s.facts(), "reply="+cut(x.redacted(u.Status), 120)),
 		})
 	}
 	x.capture(caps)
@@ -653,7 +661,7 @@ func (x *execution) line(st *script.Reply, s *session, u proto.Unit) error {
 		})
 	}
 	if matched != "" && st.Kind == script.Some && st.Must {
-		x.res.Witness = append(x.res.Witness, result.Witness{Kind: "capability", Line: wire.Visible(x.redacted(cut(matched, 300))), JoinedBy: "the connection itself"})
+		x.res.Witness = append(x.res.Witness, result.Witness{Kind: "capability", Line: wire.Visible(cut(x.redacted(matched), 300)), JoinedBy: "the connection itself"})
 	}
 	return nil
 }
@@ -695,7 +703,7 @@ func (x *execution) closed(st *script.Closed) error {
 	var timeout *wire.Timeout
 	switch {
 	case err == nil:
-		f.Found = "it goes on: " + wire.Visible(x.redacted(cut(extra, 200)))
+		f.Found = "it goes on: " + wire.Visible(cut(x.redacted(extra), 200))
 	case errors.As(err, &timeout):
 		f.Found = fmt.Sprintf("still open after %s", d)
 	default:
@@ -703,6 +711,27 @@ func (x *execution) closed(st *script.Closed) error {
 	}
 	x.find(st.Pos, f)
 	return nil
+}
+
+// redactAll removes the secrets of this execution from everything that its
+// result says: what the source said may have come by way of an error, a capture
+// or a log line.
+func (x *execution) redactAll() {
+	r := x.res
+	r.Reason = x.redacted(r.Reason)
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		f.Wanted, f.Found = x.redacted(f.Wanted), x.redacted(f.Found)
+		for _, list := range [][]string{f.Evidence, f.Facts} {
+			for k := range list {
+				list[k] = x.redacted(list[k])
+			}
+		}
+	}
+	for i := range r.Witness {
+		w := &r.Witness[i]
+		w.Line, w.JoinedBy = x.redacted(w.Line), x.redacted(w.JoinedBy)
+	}
 }
 
 // redacted removes the secrets of this execution from what the source said.

@@ -271,7 +271,7 @@ func (j *judgement) expect(w *script.Want, r *witness.Record, evidence []string,
 		shown := make([]string, len(values))
 		for i, v := range values {
 			shown[i] = w.Field + "=" + j.x.who(v)
-			f.Facts = append(f.Facts, "recorded:"+w.Field+"="+j.name(v))
+			f.Facts = append(f.Facts, "recorded:"+w.Field+"="+j.name(j.x.redacted(v)))
 		}
 		f.Found = wire.Visible(j.x.redacted(strings.Join(shown, ", ")))
 	} else {
@@ -298,7 +298,7 @@ func (j *judgement) forbid(w *script.Want, joined []witness.Record) {
 				Wanted:   fmt.Sprintf("no %s record of this session with %s=%s", joined[i].Kind, w.Field, w.Pattern.Show(j.x.env)),
 				Found:    wire.Visible(j.x.redacted(w.Field + "=" + j.x.who(v))),
 				Evidence: evidence,
-				Facts:    []string{"kind=" + string(joined[i].Kind), "recorded:" + w.Field + "=" + j.name(v)},
+				Facts:    []string{"kind=" + string(joined[i].Kind), "recorded:" + w.Field + "=" + j.name(j.x.redacted(v))},
 			})
 			return
 		}

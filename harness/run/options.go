@@ -38,6 +38,9 @@ type Options struct {
 	// OneFacet says which scenarios run at one facet alone, with STARTTLS where
 	// they can, at the source of that name. Nil runs all facets.
 	OneFacet func(source string, s *script.Scenario) bool
+	// Skip says which scenarios are left out at the source of that name, without
+	// a trace in the result. Nil leaves out none.
+	Skip func(source string, s *script.Scenario) bool
 	// Seed makes the tokens of a run reproducible; empty draws one.
 	Seed string
 	// Observer is told of each result as it is there, from one goroutine at a time.

@@ -146,6 +146,9 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 	maxRisk := script.R0
 	for _, src := range t.Sources {
 		for _, s := range chosen {
+			if o.Skip != nil && o.Skip(src.Name, s) {
+				continue
+			}
 			if reason, ok := excluded[s.ID]; ok {
 				if !slices.ContainsFunc(p.Excluded, func(e result.Excluded) bool { return e.ID == s.ID }) {
 					p.Excluded = append(p.Excluded, result.Excluded{ID: s.ID, Reason: reason})
@@ -311,7 +314,7 @@ func (it *item) where(t *Target, o *script.Open) (Endpoint, netip.Addr, *tls.Con
 		if !ok || !addr.IsValid() {
 			return Endpoint{}, netip.Addr{}, nil, &openClaim{fmt.Sprintf("the proxy has no endpoint %s in %s", name, f)}
 		}
-		return ep, addr, clientTLS(t.Proxy.Roots, t.Proxy.ServerName), nil
+		return ep, addr, t.clientTLS(t.Proxy.Roots, t.Proxy.ServerName), nil
 	}
 	ep, ok := it.source.Endpoint(name)
 	if !ok {
@@ -321,7 +324,7 @@ func (it *item) where(t *Target, o *script.Open) (Endpoint, netip.Addr, *tls.Con
 	if !addr.IsValid() {
 		return Endpoint{}, netip.Addr{}, nil, &missingVantage{o.Vantage, f}
 	}
-	return ep, addr, clientTLS(it.source.Roots, it.source.ServerName), nil
+	return ep, addr, t.clientTLS(it.source.Roots, it.source.ServerName), nil
 }
 
 // describe renders what a scenario's items would do.

@@ -34,8 +34,6 @@ type runner struct {
 	serial   atomic.Uint64
 	barriers atomic.Uint64
 
-	handshakes atomic.Int64 // TLS handshakes begun, for benchmarks
-
 	upMu sync.Mutex
 	isUp map[*Source]bool
 
@@ -96,6 +94,7 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 		run.Notices = []string{}
 	}
 	diagnose(ctx, t, run)
+	advise(t, run)
 	run.Counts = result.Count(run.Results)
 	interrupted := errors.Is(context.Cause(ctx), errInterrupted)
 	run.Exit = exitStatus(run, o.Strict, interrupted)

@@ -232,7 +232,7 @@ func (c *Conn) ReadLine(waiting string, d time.Duration) (Line, error) {
 		long := append([]byte(nil), b...)
 		for errors.Is(err, bufio.ErrBufferFull) {
 			if len(long) > MaxLine {
-				c.tr.Add(c.name, Received, c.tls, string(long[:200])+"…")
+				c.tr.Add(c.name, Received, c.tls, clip(c.tr.Redact(string(long)), 200))
 				return Line{}, &TooLong{Conn: c.name, What: "line", Limit: MaxLine}
 			}
 			b, err = c.br.ReadSlice('\n')
@@ -262,7 +262,7 @@ func (c *Conn) ReadFull(n int, waiting string, d time.Duration) ([]byte, error) 
 	b := make([]byte, n)
 	m, err := io.ReadFull(c.br, b)
 	if err != nil {
-		return b[:m], c.ended(c.classify(err, waiting, d, string(b[:min(m, 200)])))
+		return b[:m], c.ended(c.classify(err, waiting, d, string(b[:m])))
 	}
 	c.tr.Add(c.name, Received, c.tls, string(b))
 	return b, nil
@@ -299,7 +299,7 @@ func (c *Conn) WaitClose(d time.Duration) (extra string, reset bool, err error) 
 	var closed *Closed
 	switch {
 	case err == nil:
-		return clip(l.Text, 200), false, nil
+		return clip(c.tr.Redact(l.Text), 200), false, nil
 	case errors.As(err, &closed) && closed.Partial == "":
 		return "", closed.Reset, nil
 	case errors.As(err, &closed):

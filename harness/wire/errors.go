@@ -30,7 +30,7 @@ type Closed struct {
 	Conn    string
 	Waiting string
 	Reset   bool
-	Partial string // what had arrived of an unfinished line, cut
+	Partial string // what had arrived of an unfinished line, redacted and cut
 }
 
 func (e *Closed) Error() string {
@@ -86,9 +86,9 @@ func (c *Conn) classify(err error, waiting string, after time.Duration, partial 
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return &Timeout{Conn: c.name, Waiting: waiting, After: after}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return &Closed{Conn: c.name, Waiting: waiting, Partial: clip(partial, 200)}
+		return &Closed{Conn: c.name, Waiting: waiting, Partial: clip(c.tr.Redact(partial), 200)}
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return &Closed{Conn: c.name, Waiting: waiting, Reset: true, Partial: clip(partial, 200)}
+		return &Closed{Conn: c.name, Waiting: waiting, Reset: true, Partial: clip(c.tr.Redact(partial), 200)}
 	case errors.Is(err, net.ErrClosed):
 		return &Closed{Conn: c.name, Waiting: waiting}
 	}

@@ -57,7 +57,7 @@ func (t *Transcript) Add(conn string, dir Direction, tls bool, text string) {
 		return
 	}
 	at := time.Since(t.begun)
-	text = t.redact.Redact(clip(text, maxEventText))
+	text = clip(t.redact.Redact(text), maxEventText) // a secret that was cut would not be known
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.events) >= maxEvents {

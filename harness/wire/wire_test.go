@@ -24,7 +24,7 @@ import (
 	"gotest.tools/v3/assert/cmp"
 )
 
-func deadlines() wire.Deadlines { return wire.Lab().Scale(0.01) }
+func deadlines() wire.Deadlines { return wire.Lab() }
 
 func pipe(t *testing.T, shape wire.Shape, secrets ...wire.Secret) (*wire.Conn, net.Conn, *wire.Transcript) {
 	t.Helper()

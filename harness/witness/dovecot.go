@@ -156,13 +156,19 @@ func PeerOfSession(id string) (netip.AddrPort, bool) {
 }
 
 // authLine23 reads "passwd-file(USER,IP,<SESSION>): Password mismatch" of 2.3.
+// Where Dovecot refuses a user name it prints it after the reason, so only the
+// first "): " is its own.
 func authLine23(message, line string) *Record {
 	open := strings.IndexByte(message, '(')
-	end := strings.LastIndex(message, "): ")
+	end := strings.Index(message, "): ")
 	if open <= 0 || end < open || strings.ContainsAny(message[:open], " :") {
 		return nil
 	}
-	return authRecord(message[open+1:end], message[end+3:], line)
+	r := authRecord(message[open+1:end], message[end+3:], line)
+	if r != nil && strings.Contains(message[end+3:], "): ") {
+		r.Ambiguous = "a value of the line imitates a field"
+	}
+	return r
 }
 
 // authLine24 reads "auth(USER,IP,sasl:plain)<SESSION>: Info: users: Password mismatch" of 2.4.
@@ -174,7 +180,7 @@ func authLine24(program, message, line string) *Record {
 	}
 	session := strings.TrimSuffix(strings.TrimPrefix(inner[end+1:], "<"), ">")
 	who := inner[:end]
-	if i := strings.Index(who, ",sasl:"); i >= 0 {
+	if i := strings.LastIndex(who, ",sasl:"); i >= 0 {
 		who = who[:i]
 	}
 	if session != "" {

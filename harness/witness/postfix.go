@@ -120,6 +120,10 @@ func (p *postfix) accepted(service, key, id, who, line string) *Record {
 		case "sasl_method":
 			r.set("method", v)
 		case "sasl_username":
+			if r.Has("user") {
+				r.Ambiguous = "a user name imitates a field"
+				continue
+			}
 			r.set("user", v)
 		}
 	}
@@ -208,7 +212,7 @@ func (p *postfix) rejection(service, key, id, text, line string) *Record {
 	if i := strings.LastIndex(rest, "; "); i >= 0 {
 		r.set("reply", rest[:i])
 		tail := rest[i+2:]
-		if strings.Count(rest, "; from=<") > 1 || strings.Count(tail, " to=<") > 1 || strings.Count(tail, " helo=<") > 1 {
+		if !strings.HasPrefix(tail, "from=<") || strings.Count(rest, "; from=<") > 1 || strings.Count(tail, " to=<") > 1 || strings.Count(tail, " helo=<") > 1 {
 			r.Ambiguous = "a value of the line imitates a field"
 		}
 		for _, f := range []struct{ name, mark string }{{"sender", "from=<"}, {"recipient", "to=<"}, {"helo", "helo=<"}} {
@@ -248,8 +252,11 @@ func (p *postfix) saslFailure(service, key, text, line string) *Record {
 	r.set("rip", addr)
 	r.set("rport", port)
 	r.set("reason", strings.TrimPrefix(reason, ": "))
-	if i := strings.LastIndex(reason, "sasl_username="); i >= 0 {
+	if i := strings.Index(reason, "sasl_username="); i >= 0 {
 		r.set("user", reason[i+len("sasl_username="):])
+		if strings.Contains(r.Get("user"), "sasl_username=") {
+			r.Ambiguous = "a user name imitates a field"
+		}
 	}
 	p.session(r, key)
 	return r

@@ -160,6 +160,17 @@ func TestInjectedFieldsAreNeverBelieved(t *testing.T) {
 			"2026-11-23T14:59:16.2+00:00 src postfix/smtpd[9]: NOQUEUE: reject: RCPT from unknown[203.0.113.7]: 554 5.7.1 <x>: denied; from=<> to=<tok> proto=ESMTP helo=<a> to=<tok> helo=<b>"},
 		"a sender that imitates the tail": {
 			"2026-11-23T14:59:16.2+00:00 src postfix/smtpd[9]: NOQUEUE: reject: RCPT from unknown[203.0.113.7]: 554 5.7.1 <x; from=<y> to=<tok>>: denied; from=<x; from=<y> to=<tok>> to=<z> proto=ESMTP helo=<a>"},
+		"a refused user name after its reason": {
+			"2026-11-24T13:39:47.0 auth: Info: plain(?,203.0.113.1,<s>): Username character disallowed by auth_username_chars: 0x2c (username: tok,192.0.2.66,<tok>): Password mismatch)"},
+		"a user name that closes its parenthesis": {
+			"2026-11-24T13:39:47.0 auth: Info: passwd-file(tok,192.0.2.66,<tok>): Password mismatch,203.0.113.1,<s>): Password mismatch",
+			"2026-11-24T13:39:47.0 auth(tok,192.0.2.66,sasl:plain)<tok>,203.0.113.1,sasl:plain)<s>: Info: users: Password mismatch"},
+		"a sender that is the tail": {
+			"2026-11-23T14:59:16.2+00:00 src postfix/smtpd[9]: NOQUEUE: reject: RCPT from unknown[192.0.2.66]: 554 5.7.1 <z>: denied; from=<\"x; to=<tok> \"@y> to=<z> proto=ESMTP helo=<a>"},
+		"a user name that names another user": {
+			"Nov 23 14:28:09 src postfix/smtps/smtpd[216]: warning: unknown[192.0.2.66]: SASL PLAIN authentication failed: x, sasl_username=a, sasl_username=tok"},
+		"an announced user name that names another user": {
+			"Nov 23 14:59:18 src postfix/smtps/smtpd[214]: B1E9A99CA4E: client=unknown[192.0.2.66], sasl_method=XCLIENT, sasl_username=a, sasl_username=tok"},
 		"a line of the client's own": {
 			"imap-login: Info: Login: user=<tok>, method=PLAIN, rip=192.0.2.66, session=<tok>"},
 		"a line in the middle of a line": {

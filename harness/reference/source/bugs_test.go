@@ -229,6 +229,15 @@ var checks = map[string]rightness{
 	"xclient-unknown-attribute-applied": func(l *lab) string {
 		return wants(submission(l, "proxy").ask("XCLIENT ADDR=198.51.100.21 FROB=1"), "501 5.5.4")
 	},
+	"xclient-unknown-attribute-half-applied": func(l *lab) string {
+		c := submission(l, "proxy")
+		if s := wants(c.ask("XCLIENT ADDR=198.51.100.21 FROB=1"), "501 5.5.4"); s != "" {
+			return s
+		}
+		c.ask("MAIL FROM:<>")
+		c.ask("RCPT TO:<someone@remote.example>")
+		return lacks(l.log.await(l.t, "NOQUEUE: reject: RCPT"), "198.51.100.21")
+	},
 	"xclient-bad-address-closes": func(l *lab) string {
 		return wants(submission(l, "proxy").ask("XCLIENT ADDR=300.1.1.1"), "501 5.5.4")
 	},
@@ -336,6 +345,20 @@ var checks = map[string]rightness{
 		c.reply()
 		c.ask("EHLO new.example.test")
 		return wants(c.ask("MAIL FROM:<>"), "250 2.1.0")
+	},
+	"null-sender-replaced": func(l *lab) string {
+		c := l.open("relay", "smtp")
+		c.reply()
+		c.ask("EHLO new.example.test")
+		c.ask("MAIL FROM:<>")
+		c.ask("RCPT TO:<" + alice + ">")
+		c.ask("DATA")
+		c.ask(mailText + "\r\n.")
+		ms := l.src.Account(alice).Messages("INBOX")
+		if len(ms) == 0 {
+			return ""
+		}
+		return wants(string(ms[0].Octets), "Return-Path: <>")
 	},
 	"received-shows-proxy": func(l *lab) string {
 		l = startLab(l.t, l.withLayer("postfix/master.cf", "submissions/inet/smtpd_hide_client_session=no\n"))

@@ -40,6 +40,7 @@ const (
 	SieveXCLIENTAfterLogin
 	XCLIENTSecondAccepted
 	XCLIENTUnknownApplied
+	XCLIENTUnknownHalfApplied
 	XCLIENTBadAddressCloses
 	XCLIENTDropsTLS
 	XCLIENTKeepsAuth
@@ -70,6 +71,7 @@ const (
 	Strips8Bit
 	OneBadRefusesAll
 	NullSenderRefused
+	NullSenderReplaced
 	RewritesBody
 	ReceivedShowsProxy
 	HELOLost
@@ -107,15 +109,16 @@ var bugs = [count]Bug{
 	IDRejectsUnknownKeys: {"imap-id-rejects-unknown-keys", "An IMAP ID with a key that the server does not know is refused."},
 	IDWantsAuthFirst:     {"imap-id-wants-auth-first", "IMAP ID is refused before the login."},
 
-	POP3XCLIENTIgnored:      {"pop3-xclient-plus-ok-but-ignored", "POP3 XCLIENT is answered +OK Updated and has no effect."},
-	POP3XCLIENTAfterLogin:   {"pop3-xclient-after-login", "POP3 XCLIENT is accepted after the login, and recorded."},
-	SieveXCLIENTAfterLogin:  {"sieve-xclient-after-login", "ManageSieve XCLIENT is accepted after the login, and recorded."},
-	XCLIENTSecondAccepted:   {"xclient-second-accepted", "SMTP XCLIENT is offered and accepted again after a client was announced."},
-	XCLIENTUnknownApplied:   {"xclient-unknown-attribute-applied", "SMTP XCLIENT with an attribute that the server does not know is accepted."},
-	XCLIENTBadAddressCloses: {"xclient-bad-address-closes", "A malformed address in XCLIENT closes the connection."},
-	XCLIENTDropsTLS:         {"xclient-drops-tls", "After SMTP XCLIENT the server takes the session for one in clear text."},
-	XCLIENTKeepsAuth:        {"xclient-keeps-auth", "SMTP XCLIENT does not forget who had signed in before."},
-	XCLIENTAuthenticates:    {"xclient-authenticates", "Whoever is announced by SMTP XCLIENT counts as signed in."},
+	POP3XCLIENTIgnored:        {"pop3-xclient-plus-ok-but-ignored", "POP3 XCLIENT is answered +OK Updated and has no effect."},
+	POP3XCLIENTAfterLogin:     {"pop3-xclient-after-login", "POP3 XCLIENT is accepted after the login, and recorded."},
+	SieveXCLIENTAfterLogin:    {"sieve-xclient-after-login", "ManageSieve XCLIENT is accepted after the login, and recorded."},
+	XCLIENTSecondAccepted:     {"xclient-second-accepted", "SMTP XCLIENT is offered and accepted again after a client was announced."},
+	XCLIENTUnknownApplied:     {"xclient-unknown-attribute-applied", "SMTP XCLIENT with an attribute that the server does not know is accepted."},
+	XCLIENTUnknownHalfApplied: {"xclient-unknown-attribute-half-applied", "SMTP XCLIENT with an attribute that the server does not know is refused, and the address before it is recorded all the same."},
+	XCLIENTBadAddressCloses:   {"xclient-bad-address-closes", "A malformed address in XCLIENT closes the connection."},
+	XCLIENTDropsTLS:           {"xclient-drops-tls", "After SMTP XCLIENT the server takes the session for one in clear text."},
+	XCLIENTKeepsAuth:          {"xclient-keeps-auth", "SMTP XCLIENT does not forget who had signed in before."},
+	XCLIENTAuthenticates:      {"xclient-authenticates", "Whoever is announced by SMTP XCLIENT counts as signed in."},
 
 	AcceptsAnyPassword:     {"accepts-any-password", "Every password is right."},
 	WrongPasswordTemporary: {"wrong-password-temporary-failure", "A wrong password is answered as a temporary failure."},
@@ -139,6 +142,7 @@ var bugs = [count]Bug{
 	Strips8Bit:           {"strips-8bit", "The eighth bit of every octet of a message is cleared."},
 	OneBadRefusesAll:     {"one-bad-recipient-refuses-all", "A message of which one recipient was refused is refused for all."},
 	NullSenderRefused:    {"null-sender-refused", "Messages from the null sender are refused."},
+	NullSenderReplaced:   {"null-sender-replaced", "The null sender is replaced by the server's own mailer daemon."},
 	RewritesBody:         {"rewrites-body", "A line is added to every message."},
 	ReceivedShowsProxy:   {"received-shows-proxy", "The Received field names the host that connected."},
 	HELOLost:             {"helo-lost", "The name that the client gave in HELO is replaced by the first that the connection gave."},

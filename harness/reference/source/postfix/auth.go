@@ -65,7 +65,7 @@ func (in *session) authCmd(args []token) outcome {
 	case in.inMail:
 		return in.fail("503 5.5.1 Error: MAIL transaction in progress")
 	case in.milterRefuses != "":
-		return in.fail(in.milterRefuses)
+		return in.fail(in.milterAnswer())
 	case set.authOnly && !in.c.Secure():
 		return in.fail("504 5.5.4 Encryption required for requested authentication mechanism")
 	case in.saslUser != "":

@@ -164,6 +164,8 @@ func (in *session) starttlsCmd(args []token) outcome {
 	switch {
 	case len(args) != 1:
 		return in.fail("501 5.5.4 Syntax: STARTTLS")
+	case in.milterRefuses != "":
+		return in.fail(in.milterAnswer())
 	case in.c.Secure():
 		return in.fail("554 5.5.1 Error: TLS already active")
 	case !in.set.tlsOffered || in.set.discard["STARTTLS"]:

@@ -162,6 +162,9 @@ func (in *session) mailCmd(args []token) outcome {
 	if sender == "" && bugs.Has(bug.NullSenderRefused) {
 		return in.fail("550 5.7.1 <>: Sender address rejected: Access denied")
 	}
+	if sender == "" && bugs.Has(bug.NullSenderReplaced) {
+		sender = "MAILER-DAEMON@" + set.myhostname
+	}
 	in.local = in.rewrites()
 	if set.strictUTF8 && !in.utf8 && !ascii(sender) {
 		return in.fail("553 5.6.7 Must declare SMTPUTF8 to send unicode address")

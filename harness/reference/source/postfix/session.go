@@ -337,6 +337,9 @@ func (in *session) talk() outcome {
 		in.reply(refused)
 		in.errors++
 	case len(set.milters) > 0 && !in.milterGreeting():
+		if in.hangup {
+			return gone
+		}
 	default:
 		in.reply("220 ", set.banner)
 	}
@@ -376,9 +379,21 @@ func (in *session) milterGreeting() bool {
 		in.errors++
 		in.milterRefuses = "550 5.5.0 Service unavailable"
 		return false
+	case "shutdown":
+		in.reply("421 ", in.set.myhostname, " Service unavailable - try again later")
+		in.hangup = true
+		return false
 	}
 	in.milterRefuses = "451 4.7.1 Service unavailable - try again later"
 	return true
+}
+
+// milterAnswer is what an absent milter makes of STARTTLS and AUTH.
+func (in *session) milterAnswer() string {
+	if strings.HasPrefix(in.milterRefuses, "4") {
+		return "454 4.3.0 Try again later"
+	}
+	return in.milterRefuses
 }
 
 // saysTooMuch says whether the client has spoken when it was not its turn, and

@@ -142,6 +142,9 @@ func (in *session) xclientCmd(args []token) outcome {
 				return bad()
 			}
 		default:
+			if bugs.Has(bug.XCLIENTUnknownHalfApplied) && renamed {
+				in.rename()
+			}
 			if !bugs.Has(bug.XCLIENTUnknownApplied) {
 				return in.fail("501 5.5.4 Bad XCLIENT attribute name: ", name)
 			}

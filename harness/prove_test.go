@@ -1,0 +1,38 @@
+package harness_test
+
+import (
+	"testing"
+
+	"gotest.tools/v3/assert"
+
+	"github.com/mailproof/mailproof/fixtures"
+	"github.com/mailproof/mailproof/harness"
+)
+
+// The kill matrix on the reference lab: every defect is caught, diagnosed and
+// cured, every assertion is killed, every wire defect is noticed, and good
+// targets are clean. Under the race detector, which makes it ten times as long,
+// a sample of the defects is tried, and the assertions are not counted.
+func TestProve(t *testing.T) {
+	o := harness.ProveOptions{Lab: "reference", Start: harness.ReferenceStarter, Releases: fixtures.Releases(fixtures.DovecotPostfix),
+		Batch: 8, Faults: true, Progress: func(s string) { t.Log(s) }}
+	if sample {
+		o.Faults = false
+		o.Defects = []string{"trust-missing", "trust-subnet", "open-relay", "slow-authentication", "mixes-up-sessions", "log-drops-lines", "delivers-twice"}
+	}
+	m, err := harness.Prove(t.Context(), o)
+	assert.NilError(t, err)
+	if sample {
+		m.Assertions = nil
+	}
+	for _, f := range m.Failures() {
+		t.Error(f)
+	}
+	tt := m.Totals
+	t.Logf("%d of %d good targets clean; %d of %d defects caught, %d diagnosed, %d remedied; %d of %d assertions killed; %d of %d wire defects noticed",
+		tt.Clean, tt.Good, tt.Caught, tt.Defects, tt.Diagnosed, tt.Remedied, tt.Killed, tt.Assertions, tt.Noticed, tt.Faults)
+	assert.Assert(t, tt.Good >= 6 && tt.Defects >= 10, "%+v", tt)
+	if !sample {
+		assert.Assert(t, tt.Defects >= 150 && tt.Assertions >= 200 && tt.Faults >= 1000, "%+v", tt)
+	}
+}
