@@ -38,6 +38,14 @@ var observations = map[string]struct {
 		c.say("a1 NOOP")
 		return c.line()[:5]
 	}},
+	"stalwart-tls-header-from-anyone": {"refused", func(_ *testing.T, l *lab) string {
+		c := l.open(strangerAt, 993)
+		c.nc.Write(header("203.0.113.7:40001", "198.51.100.1:993"))
+		if c.tryTLS() != nil {
+			return "refused"
+		}
+		return "believed"
+	}},
 	"stalwart-header-optional": {"<silence>", func(_ *testing.T, l *lab) string { return l.greets(proxyAt) }},
 	"stalwart-header-whole-segment": {"* OK", func(_ *testing.T, l *lab) string {
 		c := l.open(proxyAt, 143)
@@ -95,6 +103,15 @@ var observations = map[string]struct {
 		l.attack("203.0.113.60:40001")
 		return first(l.through("203.0.113.60:40002", 143).line(), 8)
 	}},
+	"stalwart-recipients-ban": {"greeted", func(_ *testing.T, l *lab) string {
+		l.set("server.allowed-ip."+strings.Split(relayAt, ":")[0], "")
+		l.set("server.auto-ban.abuse.rate", "1/1d")
+		l.reload()
+		for range 2 {
+			recipient("nobody@example.test")(nil, l)
+		}
+		return l.greets(relayAt)
+	}},
 	"stalwart-reload-applies-listeners": {"<silence>", func(_ *testing.T, l *lab) string {
 		l.api("POST", "/api/settings", `[{"type":"clear","prefix":"server.listener.imap.proxy."}]`)
 		l.reload()
@@ -120,6 +137,12 @@ var observations = map[string]struct {
 			return "no errors"
 		}
 		return "errors"
+	}},
+	"stalwart-reload-applies-rejected": {"220 old.internal.test Stalwart ESMTP at your service", func(_ *testing.T, l *lab) string {
+		l.set("http.url", "https://x")
+		l.set("session.connect.greeting", "'changed'")
+		l.api("GET", "/api/reload", "")
+		return l.open(strangerAt, 25).line()
 	}},
 	"stalwart-accepts-any-password": {"b1 NO", func(_ *testing.T, l *lab) string { return first(l.login("alice@example.test", "wrong"), 5) }},
 	"stalwart-roles-ignored":        {"<closed>", func(_ *testing.T, l *lab) string { return first(l.login("noroles@example.test", "x"), 8) }},
@@ -163,6 +186,18 @@ var observations = map[string]struct {
 		}
 		return first(c.ask(messageFor("(message with 55 Received fields)")), 5)
 	}},
+	"stalwart-8bitmime-missing": {"offered", func(_ *testing.T, l *lab) string {
+		c := l.open(relayAt, 25)
+		c.reply()
+		if strings.Contains(c.ask("EHLO new.example.test"), "8BITMIME") {
+			return "offered"
+		}
+		return "not"
+	}},
+	"stalwart-return-path-missing": {"true", func(t *testing.T, l *lab) string {
+		l.deliver(t, "x")
+		return fmt.Sprint(strings.Contains(l.inbox()[0], "\r\nReturn-Path: <"))
+	}},
 	"stalwart-host-header-believed": {"http://old", func(_ *testing.T, l *lab) string {
 		a := l.ask(strangerAt, 8081, "GET /jmap/session HTTP/1.1\r\nHost: evil.example\r\n\r\n")
 		return first(strings.Split(a.body, `"apiUrl":"`)[1], 10)
@@ -172,6 +207,28 @@ var observations = map[string]struct {
 	}},
 	"stalwart-websocket-refused": {"101", func(_ *testing.T, l *lab) string {
 		return fmt.Sprint(l.ask(strangerAt, 8081, upgrade()).status)
+	}},
+	"stalwart-websocket-mute": {"\x81", func(_ *testing.T, l *lab) string {
+		c := l.open(strangerAt, 8081)
+		io.WriteString(c.nc, upgrade())
+		for s := c.line(); s != ""; s = c.line() {
+		}
+		const ask = `{"@type":"Request","id":"1","using":["urn:ietf:params:jmap:core"],"methodCalls":[["Core/echo",{},"0"]]}`
+		c.nc.Write(append([]byte{0x81, 0x80 | byte(len(ask)), 0, 0, 0, 0}, ask...))
+		c.nc.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		b, err := c.br.ReadByte()
+		if err != nil {
+			return "<silence>"
+		}
+		return string([]byte{b})
+	}},
+	"stalwart-answers-name-address": {"", func(_ *testing.T, l *lab) string {
+		return l.ask(strangerAt, 8081, "GET /robots.txt HTTP/1.1\r\n\r\n").headers["x-served-by"]
+	}},
+	"stalwart-policy-names-address": {"1", func(_ *testing.T, l *lab) string {
+		l.set("session.mta-sts.mx.0", "mx.example.test")
+		l.reload()
+		return fmt.Sprint(strings.Count(l.ask(strangerAt, 8081, "GET /.well-known/mta-sts.txt HTTP/1.1\r\n\r\n").body, "mx: "))
 	}},
 	"stalwart-cookie-names-host": {"", func(_ *testing.T, l *lab) string {
 		return l.ask(strangerAt, 8081, "GET /healthz/live HTTP/1.1\r\n\r\n").headers["set-cookie"]

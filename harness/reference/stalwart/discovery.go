@@ -10,6 +10,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"github.com/mailproof/mailproof/harness/reference/stalwart/bug"
 )
 
 // oauthMetadata is RFC 8414's document.
@@ -133,6 +135,9 @@ func (in *session) stsPolicy() (text, id string, ok bool) {
 	}
 	if len(mx) == 0 {
 		mx = in.certificateNames()
+	}
+	if in.srv.bugs.Has(bug.PolicyNamesAddress) {
+		mx = append(mx, in.c.Host.Addr().String())
 	}
 	if len(mx) == 0 || mode == "false" || mode == "none" {
 		return "", "", false

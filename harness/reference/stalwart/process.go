@@ -319,7 +319,11 @@ func (p *process) serve(nc net.Conn, id string) {
 	if !in.header() {
 		return
 	}
-	if p.srv.isBlocked(p, in.remote.Addr()) {
+	who := in.remote
+	if bugs.Has(bug.BanHitsProxy) {
+		who = in.real
+	}
+	if p.srv.isBlocked(p, who.Addr()) {
 		p.log(evIPBlocked, "", in.keys()...)
 		c.Reader().Discard(c.Buffered())
 		return
@@ -417,7 +421,7 @@ func (in *session) header() bool {
 	l := in.listener
 	trusted := within(l.trusted, in.real.Addr())
 	switch {
-	case bugs.Has(bug.HeaderFromAnyone), bugs.Has(bug.HeaderOptional) && trusted:
+	case bugs.Has(bug.HeaderFromAnyone), bugs.Has(bug.HeaderFromAnyoneTLS) && l.implicit, bugs.Has(bug.HeaderOptional) && trusted:
 		// Whoever sends the first octets of a header means one.
 		if b, err := in.c.Reader().Peek(min(in.c.Buffered(), 6)); err != nil || len(b) == 0 {
 			if in.serverSpeaksFirst() && in.c.ReadQuiet(time.Millisecond) != nil {

@@ -259,7 +259,7 @@ func (s *smtpSession) ehlo(name string, extended bool) bool {
 	if mechs := s.mechanisms(); len(mechs) > 0 && s.who == nil {
 		add(true, "AUTH "+strings.Join(mechs, " "))
 	}
-	add(true, "8BITMIME")
+	add(!s.srv.bugs.Has(bug.EightBitMissing), "8BITMIME")
 	for i, c := range caps {
 		if i < len(caps)-1 {
 			s.c.Line("250-", c)

@@ -224,7 +224,7 @@ func (s *smtpSession) queue() string {
 	if filtered {
 		own.WriteString(s.spamResult(raw, fields))
 	}
-	if s.chooseBool("session.data.add-headers.return-path") {
+	if s.chooseBool("session.data.add-headers.return-path") && !s.srv.bugs.Has(bug.ReturnPathMissing) {
 		own.WriteString("Return-Path: <" + lowerDomain(s.sender.address) + ">\r\n")
 	}
 	if fieldNamed(fields, "date") == "" && s.chooseBool("session.data.add-headers.date") {

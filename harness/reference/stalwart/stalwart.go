@@ -294,7 +294,8 @@ func (s *Server) reload(p *process, dry bool) map[string]problem {
 	c, certs, r := s.read(s.settings.all())
 	blocked := r.addresses(strings.TrimSuffix(blockedPrefix, "."))
 	listeners := r.listeners()
-	if len(r.errors) > 0 || dry || s.bugs.Has(bug.ReloadAppliesNothing) {
+	rejected := len(r.errors) > 0 && !s.bugs.Has(bug.ReloadAppliesRejected)
+	if rejected || dry || s.bugs.Has(bug.ReloadAppliesNothing) {
 		if s.bugs.Has(bug.ReloadErrorsHidden) {
 			return nil
 		}
@@ -308,7 +309,7 @@ func (s *Server) reload(p *process, dry bool) map[string]problem {
 	if s.bugs.Has(bug.ReloadAppliesListeners) || s.bugs.Has(bug.InsertAppliesAtOnce) {
 		p.relisten(listeners)
 	}
-	return nil
+	return r.errors
 }
 
 // inserted is told that settings were written.

@@ -19,6 +19,7 @@ const (
 	// The PROXY protocol.
 	HeaderIgnored ID = iota
 	HeaderFromAnyone
+	HeaderFromAnyoneTLS
 	HeaderOptional
 	HeaderWholeSegment
 	HeaderSplitFromPayload
@@ -38,6 +39,7 @@ const (
 	BanHitsProxy
 	BanForgottenAtRestart
 	BlockedIgnored
+	RecipientsBan
 
 	// Settings.
 	ReloadAppliesListeners
@@ -45,6 +47,7 @@ const (
 	InsertAppliesAtOnce
 	RestartKeepsListeners
 	ReloadErrorsHidden
+	ReloadAppliesRejected
 
 	// Signing in.
 	AcceptsAnyPassword
@@ -69,12 +72,17 @@ const (
 	NullSenderRefused
 	ReceivedShowsOther
 	LoopsAccepted
+	EightBitMissing
+	ReturnPathMissing
 
 	// HTTP.
 	HostHeaderBelieved
 	RedirectsAbsolute
 	WebSocketRefused
+	WebSocketMute
 	CookieNamesHost
+	AnswersNameAddress
+	PolicyNamesAddress
 
 	// The log.
 	LogDropsLines
@@ -95,6 +103,7 @@ type Bug struct {
 var bugs = [count]Bug{
 	HeaderIgnored:          {"stalwart-header-ignored", "PROXY headers of trusted networks are read, and the session goes on with the address that connected."},
 	HeaderFromAnyone:       {"stalwart-header-from-anyone", "A PROXY header is believed from any address that sends one."},
+	HeaderFromAnyoneTLS:    {"stalwart-tls-header-from-anyone", "On ports with implicit TLS a PROXY header is believed from any address that sends one."},
 	HeaderOptional:         {"stalwart-header-optional", "Trusted networks are served without a PROXY header too."},
 	HeaderWholeSegment:     {"stalwart-header-whole-segment", "A PROXY header that comes in more than one segment is refused."},
 	HeaderSplitFromPayload: {"stalwart-header-eats-payload", "What comes in the same segment as the PROXY header is lost."},
@@ -113,12 +122,14 @@ var bugs = [count]Bug{
 	BanHitsProxy:          {"stalwart-ban-hits-proxy", "Bans hit the address that connected."},
 	BanForgottenAtRestart: {"stalwart-ban-forgotten", "A restart forgets every ban."},
 	BlockedIgnored:        {"stalwart-blocked-ignored", "Blocked addresses are listed, and served."},
+	RecipientsBan:         {"stalwart-recipients-ban", "Refused recipients get an address banned, whatever the settings allow."},
 
 	ReloadAppliesListeners: {"stalwart-reload-applies-listeners", "A reload applies the settings of listeners too."},
 	ReloadAppliesNothing:   {"stalwart-reload-applies-nothing", "A reload is answered and applies nothing."},
 	InsertAppliesAtOnce:    {"stalwart-insert-applies", "Settings apply as soon as they are inserted, listeners too."},
 	RestartKeepsListeners:  {"stalwart-restart-keeps-listeners", "A restart keeps the listeners as they were."},
 	ReloadErrorsHidden:     {"stalwart-reload-errors-hidden", "A reload that applied nothing reports no error."},
+	ReloadAppliesRejected:  {"stalwart-reload-applies-rejected", "A reload that reports an error applies what else there is."},
 
 	AcceptsAnyPassword:     {"stalwart-accepts-any-password", "Every password is right."},
 	RolesIgnored:           {"stalwart-roles-ignored", "Accounts without a role may sign in."},
@@ -140,11 +151,16 @@ var bugs = [count]Bug{
 	NullSenderRefused:    {"stalwart-null-sender-refused", "Messages from the null sender are refused."},
 	ReceivedShowsOther:   {"stalwart-received-shows-listener", "The Received field names the source's own address as the client's."},
 	LoopsAccepted:        {"stalwart-loops-accepted", "Received fields are not counted."},
+	EightBitMissing:      {"stalwart-8bitmime-missing", "8BITMIME is not offered."},
+	ReturnPathMissing:    {"stalwart-return-path-missing", "Delivered messages do not say who their sender was."},
 
 	HostHeaderBelieved: {"stalwart-host-header-believed", "Advertised addresses name the host that the request asked for."},
 	RedirectsAbsolute:  {"stalwart-redirects-absolute", "Redirects name the source's own host and port."},
 	WebSocketRefused:   {"stalwart-websocket-refused", "An upgrade to WebSocket is refused."},
+	WebSocketMute:      {"stalwart-websocket-mute", "A WebSocket is opened, and nothing is answered on it."},
 	CookieNamesHost:    {"stalwart-cookie-names-host", "Every answer over HTTP sets a cookie for the source's own host."},
+	AnswersNameAddress: {"stalwart-answers-name-address", "Every answer over HTTP names the address of the source that gave it."},
+	PolicyNamesAddress: {"stalwart-policy-names-address", "The policy of MTA-STS names the source's address as a mail exchanger."},
 
 	LogDropsLines:    {"stalwart-log-drops-lines", "Nothing is ever logged."},
 	LogLate:          {"stalwart-log-late", "Lines appear in the log 60 milliseconds late."},
