@@ -124,11 +124,7 @@ func (in *session) block() {
 // settings allow are never.
 func (in *session) fails(kind string, r rate, also string) bool {
 	a := in.remote.Addr()
-	if kind == countRcpt && in.srv.bugs.Has(bug.RecipientsBan) {
-		if r.requests == 0 {
-			r = rate{35, 24 * time.Hour}
-		}
-	} else if r.requests == 0 || within(in.core.allowed, a) {
+	if r.requests == 0 || within(in.core.allowed, a) {
 		return false
 	}
 	ok := in.srv.counts.allow(kind, a.String(), r)

@@ -103,15 +103,6 @@ var observations = map[string]struct {
 		l.attack("203.0.113.60:40001")
 		return first(l.through("203.0.113.60:40002", 143).line(), 8)
 	}},
-	"stalwart-recipients-ban": {"greeted", func(_ *testing.T, l *lab) string {
-		l.set("server.allowed-ip."+strings.Split(relayAt, ":")[0], "")
-		l.set("server.auto-ban.abuse.rate", "1/1d")
-		l.reload()
-		for range 2 {
-			recipient("nobody@example.test")(nil, l)
-		}
-		return l.greets(relayAt)
-	}},
 	"stalwart-reload-applies-listeners": {"<silence>", func(_ *testing.T, l *lab) string {
 		l.api("POST", "/api/settings", `[{"type":"clear","prefix":"server.listener.imap.proxy."}]`)
 		l.reload()

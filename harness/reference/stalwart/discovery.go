@@ -137,7 +137,9 @@ func (in *session) stsPolicy() (text, id string, ok bool) {
 		mx = in.certificateNames()
 	}
 	if in.srv.bugs.Has(bug.PolicyNamesAddress) {
-		mx = append(mx, in.c.Host.Addr().String())
+		for _, a := range in.srv.cfg.Addrs {
+			mx = append(mx, a.String())
+		}
 	}
 	if len(mx) == 0 || mode == "false" || mode == "none" {
 		return "", "", false

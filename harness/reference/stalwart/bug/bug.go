@@ -39,7 +39,6 @@ const (
 	BanHitsProxy
 	BanForgottenAtRestart
 	BlockedIgnored
-	RecipientsBan
 
 	// Settings.
 	ReloadAppliesListeners
@@ -122,7 +121,6 @@ var bugs = [count]Bug{
 	BanHitsProxy:          {"stalwart-ban-hits-proxy", "Bans hit the address that connected."},
 	BanForgottenAtRestart: {"stalwart-ban-forgotten", "A restart forgets every ban."},
 	BlockedIgnored:        {"stalwart-blocked-ignored", "Blocked addresses are listed, and served."},
-	RecipientsBan:         {"stalwart-recipients-ban", "Refused recipients get an address banned, whatever the settings allow."},
 
 	ReloadAppliesListeners: {"stalwart-reload-applies-listeners", "A reload applies the settings of listeners too."},
 	ReloadAppliesNothing:   {"stalwart-reload-applies-nothing", "A reload is answered and applies nothing."},
@@ -160,7 +158,7 @@ var bugs = [count]Bug{
 	WebSocketMute:      {"stalwart-websocket-mute", "A WebSocket is opened, and nothing is answered on it."},
 	CookieNamesHost:    {"stalwart-cookie-names-host", "Every answer over HTTP sets a cookie for the source's own host."},
 	AnswersNameAddress: {"stalwart-answers-name-address", "Every answer over HTTP names the address of the source that gave it."},
-	PolicyNamesAddress: {"stalwart-policy-names-address", "The policy of MTA-STS names the source's address as a mail exchanger."},
+	PolicyNamesAddress: {"stalwart-policy-names-address", "The policy of MTA-STS names the source's addresses as mail exchangers."},
 
 	LogDropsLines:    {"stalwart-log-drops-lines", "Nothing is ever logged."},
 	LogLate:          {"stalwart-log-late", "Lines appear in the log 60 milliseconds late."},
