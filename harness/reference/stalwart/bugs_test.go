@@ -46,6 +46,17 @@ var observations = map[string]struct {
 		}
 		return "believed"
 	}},
+	"stalwart-refused-header-logged": {strangerAt, func(t *testing.T, l *lab) string {
+		c := l.open(strangerAt, 143)
+		io.WriteString(c.nc, "PROXY TCP4 6.6.6.6 198.51.100.1 1 2\r\n")
+		c.line()
+		if s := c.line(); !strings.HasPrefix(s, "PROXY BAD") {
+			return s
+		}
+		c.say("a1 AUTHENTICATE PLAIN " + plain("bob@example.test", "bobpw"))
+		c.line()
+		return regexp.MustCompile(`remoteIp = (\S+),`).FindStringSubmatch(l.log.await(t, "(auth.success)", "bob@example.test"))[1]
+	}},
 	"stalwart-header-optional": {"<silence>", func(_ *testing.T, l *lab) string { return l.greets(proxyAt) }},
 	"stalwart-header-whole-segment": {"* OK", func(_ *testing.T, l *lab) string {
 		c := l.open(proxyAt, 143)
@@ -83,6 +94,13 @@ var observations = map[string]struct {
 		c.say("a1 LOGIN alice@example.test wrong")
 		c.line()
 		return regexp.MustCompile(`remoteIp = (\S+),`).FindStringSubmatch(l.log.await(t, "(auth.failed)"))[1]
+	}},
+	"stalwart-failed-login-logs-smtp": {`listenerId = "imaptls", localPort = 993`, func(t *testing.T, l *lab) string {
+		c := l.through("203.0.113.7:40001", 993)
+		c.line()
+		c.say("a1 LOGIN alice@example.test wrong")
+		c.line()
+		return regexp.MustCompile(`listenerId = \S+, localPort = \d+`).FindString(l.log.await(t, "(auth.failed)"))
 	}},
 	"stalwart-forwarded-believed": {"false", func(_ *testing.T, l *lab) string {
 		l.ask(strangerAt, 8081, "GET /jmap/session HTTP/1.1\r\nForwarded: for=6.6.6.6\r\nAuthorization: Basic "+base64.StdEncoding.EncodeToString([]byte("alice@example.test:alicepw"))+"\r\n\r\n")
@@ -223,6 +241,11 @@ var observations = map[string]struct {
 	}},
 	"stalwart-cookie-names-host": {"", func(_ *testing.T, l *lab) string {
 		return l.ask(strangerAt, 8081, "GET /healthz/live HTTP/1.1\r\n\r\n").headers["set-cookie"]
+	}},
+	"stalwart-log-no-delivery": {"true", func(t *testing.T, l *lab) string {
+		l.deliver(t, "x")
+		l.srv.Close()
+		return fmt.Sprint(strings.Contains(strings.Join(l.log.end(), "\n"), "(message-ingest."))
 	}},
 	"stalwart-log-late": {"at once", func(t *testing.T, l *lab) string {
 		for i := range 5 { // a busy machine may be late once

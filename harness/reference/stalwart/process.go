@@ -1,6 +1,8 @@
 package stalwart
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -432,6 +434,12 @@ func (in *session) header() bool {
 			return true
 		}
 	case !trusted:
+		if bugs.Has(bug.HeaderFromAnyoneLogged) && in.serverSpeaksFirst() && (in.c.Buffered() > 0 || in.c.ReadQuiet(time.Millisecond) == nil) {
+			b, _ := in.c.Reader().Peek(in.c.Buffered())
+			if h, err := readHeader(bufio.NewReader(bytes.NewReader(b))); err == nil && h.src.IsValid() {
+				in.remote = h.src
+			}
+		}
 		return true
 	}
 	br := in.c.Reader()

@@ -20,6 +20,7 @@ const (
 	HeaderIgnored ID = iota
 	HeaderFromAnyone
 	HeaderFromAnyoneTLS
+	HeaderFromAnyoneLogged
 	HeaderOptional
 	HeaderWholeSegment
 	HeaderSplitFromPayload
@@ -32,6 +33,7 @@ const (
 	PortDropped
 	HeaderAgainAfterTLS
 	FailedLoginLogsProxy
+	FailedLoginLogsSMTP
 	MixesUpSessions
 	ForwardedBelieved
 
@@ -85,6 +87,7 @@ const (
 
 	// The log.
 	LogDropsLines
+	LogNoDelivery
 	LogLate
 	LogNoSessionKeys
 
@@ -103,6 +106,7 @@ var bugs = [count]Bug{
 	HeaderIgnored:          {"stalwart-header-ignored", "PROXY headers of trusted networks are read, and the session goes on with the address that connected."},
 	HeaderFromAnyone:       {"stalwart-header-from-anyone", "A PROXY header is believed from any address that sends one."},
 	HeaderFromAnyoneTLS:    {"stalwart-tls-header-from-anyone", "On ports with implicit TLS a PROXY header is believed from any address that sends one."},
+	HeaderFromAnyoneLogged: {"stalwart-refused-header-logged", "Where the server speaks first, a PROXY header from anybody else is refused as a command, and the log believes it."},
 	HeaderOptional:         {"stalwart-header-optional", "Trusted networks are served without a PROXY header too."},
 	HeaderWholeSegment:     {"stalwart-header-whole-segment", "A PROXY header that comes in more than one segment is refused."},
 	HeaderSplitFromPayload: {"stalwart-header-eats-payload", "What comes in the same segment as the PROXY header is lost."},
@@ -115,6 +119,7 @@ var bugs = [count]Bug{
 	PortDropped:            {"stalwart-port-dropped", "Sessions are recorded with the port of the connection itself."},
 	HeaderAgainAfterTLS:    {"stalwart-header-again-after-tls", "After STARTTLS another PROXY header is waited for."},
 	FailedLoginLogsProxy:   {"stalwart-failed-login-logs-proxy", "A failed login is recorded with the address that connected."},
+	FailedLoginLogsSMTP:    {"stalwart-failed-login-logs-smtp", "A failed login is recorded as one at port 25."},
 	MixesUpSessions:        {"stalwart-mixes-up-sessions", "A session is recorded with the address that another open session announced."},
 	ForwardedBelieved:      {"stalwart-forwarded-believed", "Forwarded and X-Forwarded-For change the recorded address, whatever is set."},
 
@@ -161,6 +166,7 @@ var bugs = [count]Bug{
 	PolicyNamesAddress: {"stalwart-policy-names-address", "The policy of MTA-STS names the source's addresses as mail exchangers."},
 
 	LogDropsLines:    {"stalwart-log-drops-lines", "Nothing is ever logged."},
+	LogNoDelivery:    {"stalwart-log-no-delivery", "Nothing is logged of a message that reaches a mailbox."},
 	LogLate:          {"stalwart-log-late", "Lines appear in the log 60 milliseconds late."},
 	LogNoSessionKeys: {"stalwart-log-no-session-keys", "Lines of a session do not say whose session it is."},
 }
