@@ -294,8 +294,8 @@ func (s *Server) reload(p *process, dry bool) map[string]problem {
 	c, certs, r := s.read(s.settings.all())
 	blocked := r.addresses(strings.TrimSuffix(blockedPrefix, "."))
 	listeners := r.listeners()
-	rejected := len(r.errors) > 0 && !s.bugs.Has(bug.ReloadAppliesRejected)
-	if rejected || dry || s.bugs.Has(bug.ReloadAppliesNothing) {
+	inSpite := s.bugs.Has(bug.ReloadAppliesInSpite) && !dry
+	if len(r.errors) > 0 && !inSpite || dry || s.bugs.Has(bug.ReloadAppliesNothing) {
 		if s.bugs.Has(bug.ReloadErrorsHidden) {
 			return nil
 		}

@@ -48,7 +48,7 @@ const (
 	InsertAppliesAtOnce
 	RestartKeepsListeners
 	ReloadErrorsHidden
-	ReloadAppliesRejected
+	ReloadAppliesInSpite
 
 	// Signing in.
 	AcceptsAnyPassword
@@ -131,8 +131,8 @@ var bugs = [count]Bug{
 	ReloadAppliesNothing:   {"stalwart-reload-applies-nothing", "A reload is answered and applies nothing."},
 	InsertAppliesAtOnce:    {"stalwart-insert-applies", "Settings apply as soon as they are inserted, listeners too."},
 	RestartKeepsListeners:  {"stalwart-restart-keeps-listeners", "A restart keeps the listeners as they were."},
+	ReloadAppliesInSpite:   {"stalwart-reload-applies-in-spite", "A reload that reports errors applies the rest all the same."},
 	ReloadErrorsHidden:     {"stalwart-reload-errors-hidden", "A reload that applied nothing reports no error."},
-	ReloadAppliesRejected:  {"stalwart-reload-applies-rejected", "A reload that reports an error applies what else there is."},
 
 	AcceptsAnyPassword:     {"stalwart-accepts-any-password", "Every password is right."},
 	RolesIgnored:           {"stalwart-roles-ignored", "Accounts without a role may sign in."},
