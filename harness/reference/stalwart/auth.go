@@ -221,17 +221,10 @@ func (in *session) authFailed(user, tag string) []field {
 func (in *session) logFailed(v verdict, user, tag string) {
 	switch v {
 	case wrongSecret:
-		listener, port, at := in.listener.id, in.listener.port(), in.remote
-		switch {
-		case in.srv.bugs.Has(bug.FailedLoginLogsProxy):
-			at = in.real
-		case in.srv.bugs.Has(bug.FailedLoginLogsSMTP):
-			listener, port = "smtp", 25
-		}
-		if at != in.remote || listener != in.listener.id {
+		if in.srv.bugs.Has(bug.FailedLoginLogsProxy) {
 			span := in.span
 			defer func() { in.span = span }()
-			in.span = string(appendFields(nil, true, []field{{"listenerId", listener}, {"localPort", port}, {"remoteIp", at.Addr()}, {"remotePort", at.Port()}}))
+			in.span = string(appendFields(nil, true, []field{{"listenerId", in.listener.id}, {"localPort", in.listener.port()}, {"remoteIp", in.real.Addr()}, {"remotePort", in.real.Port()}}))
 		}
 		in.log(evAuthFailed, in.authFailed(user, tag)...)
 	case banned:

@@ -95,13 +95,6 @@ var observations = map[string]struct {
 		c.line()
 		return regexp.MustCompile(`remoteIp = (\S+),`).FindStringSubmatch(l.log.await(t, "(auth.failed)"))[1]
 	}},
-	"stalwart-failed-login-logs-smtp": {`listenerId = "imaptls", localPort = 993`, func(t *testing.T, l *lab) string {
-		c := l.through("203.0.113.7:40001", 993)
-		c.line()
-		c.say("a1 LOGIN alice@example.test wrong")
-		c.line()
-		return regexp.MustCompile(`listenerId = \S+, localPort = \d+`).FindString(l.log.await(t, "(auth.failed)"))
-	}},
 	"stalwart-forwarded-believed": {"false", func(_ *testing.T, l *lab) string {
 		l.ask(strangerAt, 8081, "GET /jmap/session HTTP/1.1\r\nForwarded: for=6.6.6.6\r\nAuthorization: Basic "+base64.StdEncoding.EncodeToString([]byte("alice@example.test:alicepw"))+"\r\n\r\n")
 		l.srv.Close()
@@ -206,10 +199,6 @@ var observations = map[string]struct {
 		}
 		return "not"
 	}},
-	"stalwart-return-path-missing": {"true", func(t *testing.T, l *lab) string {
-		l.deliver(t, "x")
-		return fmt.Sprint(strings.Contains(l.inbox()[0], "\r\nReturn-Path: <"))
-	}},
 	"stalwart-host-header-believed": {"http://old", func(_ *testing.T, l *lab) string {
 		a := l.ask(strangerAt, 8081, "GET /jmap/session HTTP/1.1\r\nHost: evil.example\r\n\r\n")
 		return first(strings.Split(a.body, `"apiUrl":"`)[1], 10)
@@ -244,11 +233,6 @@ var observations = map[string]struct {
 	}},
 	"stalwart-cookie-names-host": {"", func(_ *testing.T, l *lab) string {
 		return l.ask(strangerAt, 8081, "GET /healthz/live HTTP/1.1\r\n\r\n").headers["set-cookie"]
-	}},
-	"stalwart-log-no-delivery": {"true", func(t *testing.T, l *lab) string {
-		l.deliver(t, "x")
-		l.srv.Close()
-		return fmt.Sprint(strings.Contains(strings.Join(l.log.end(), "\n"), "(message-ingest."))
 	}},
 	"stalwart-log-late": {"at once", func(t *testing.T, l *lab) string {
 		for i := range 5 { // a busy machine may be late once

@@ -224,7 +224,7 @@ func (s *smtpSession) queue() string {
 	if filtered {
 		own.WriteString(s.spamResult(raw, fields))
 	}
-	if s.chooseBool("session.data.add-headers.return-path") && !s.srv.bugs.Has(bug.ReturnPathMissing) {
+	if s.chooseBool("session.data.add-headers.return-path") {
 		own.WriteString("Return-Path: <" + lowerDomain(s.sender.address) + ">\r\n")
 	}
 	if fieldNamed(fields, "date") == "" && s.chooseBool("session.data.add-headers.date") {
@@ -333,9 +333,6 @@ func (s *smtpSession) deliver(id uint64, from string, message []byte, messageID 
 			if err := user.Deliver(box, text, s.srv.now()); err != nil {
 				continue
 			}
-		}
-		if s.srv.bugs.Has(bug.LogNoDelivery) {
-			continue
 		}
 		s.process.log(evIngested, "", append(fields, field{"size", len(text)}, field{"total", 1}, field{"accountId", who.id},
 			field{"documentId", s.srv.document(who.id)}, field{"mailboxId", bare("[0]")})...)

@@ -33,7 +33,6 @@ const (
 	PortDropped
 	HeaderAgainAfterTLS
 	FailedLoginLogsProxy
-	FailedLoginLogsSMTP
 	MixesUpSessions
 	ForwardedBelieved
 
@@ -74,7 +73,6 @@ const (
 	ReceivedShowsOther
 	LoopsAccepted
 	EightBitMissing
-	ReturnPathMissing
 
 	// HTTP.
 	HostHeaderBelieved
@@ -87,7 +85,6 @@ const (
 
 	// The log.
 	LogDropsLines
-	LogNoDelivery
 	LogLate
 	LogNoSessionKeys
 
@@ -119,7 +116,6 @@ var bugs = [count]Bug{
 	PortDropped:            {"stalwart-port-dropped", "Sessions are recorded with the port of the connection itself."},
 	HeaderAgainAfterTLS:    {"stalwart-header-again-after-tls", "After STARTTLS another PROXY header is waited for."},
 	FailedLoginLogsProxy:   {"stalwart-failed-login-logs-proxy", "A failed login is recorded with the address that connected."},
-	FailedLoginLogsSMTP:    {"stalwart-failed-login-logs-smtp", "A failed login is recorded as one at port 25."},
 	MixesUpSessions:        {"stalwart-mixes-up-sessions", "A session is recorded with the address that another open session announced."},
 	ForwardedBelieved:      {"stalwart-forwarded-believed", "Forwarded and X-Forwarded-For change the recorded address, whatever is set."},
 
@@ -155,7 +151,6 @@ var bugs = [count]Bug{
 	ReceivedShowsOther:   {"stalwart-received-shows-listener", "The Received field names the source's own address as the client's."},
 	LoopsAccepted:        {"stalwart-loops-accepted", "Received fields are not counted."},
 	EightBitMissing:      {"stalwart-8bitmime-missing", "8BITMIME is not offered."},
-	ReturnPathMissing:    {"stalwart-return-path-missing", "Delivered messages do not say who their sender was."},
 
 	HostHeaderBelieved: {"stalwart-host-header-believed", "Advertised addresses name the host that the request asked for."},
 	RedirectsAbsolute:  {"stalwart-redirects-absolute", "Redirects name the source's own host and port."},
@@ -166,7 +161,6 @@ var bugs = [count]Bug{
 	PolicyNamesAddress: {"stalwart-policy-names-address", "The policy of MTA-STS names the source's addresses as mail exchangers."},
 
 	LogDropsLines:    {"stalwart-log-drops-lines", "Nothing is ever logged."},
-	LogNoDelivery:    {"stalwart-log-no-delivery", "Nothing is logged of a message that reaches a mailbox."},
 	LogLate:          {"stalwart-log-late", "Lines appear in the log 60 milliseconds late."},
 	LogNoSessionKeys: {"stalwart-log-no-session-keys", "Lines of a session do not say whose session it is."},
 }
