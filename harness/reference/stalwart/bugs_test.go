@@ -38,6 +38,25 @@ var observations = map[string]struct {
 		c.say("a1 NOOP")
 		return c.line()[:5]
 	}},
+	"stalwart-tls-header-from-anyone": {"refused", func(_ *testing.T, l *lab) string {
+		c := l.open(strangerAt, 993)
+		c.nc.Write(header("203.0.113.7:40001", "198.51.100.1:993"))
+		if c.tryTLS() != nil {
+			return "refused"
+		}
+		return "believed"
+	}},
+	"stalwart-refused-header-logged": {strangerAt, func(t *testing.T, l *lab) string {
+		c := l.open(strangerAt, 143)
+		io.WriteString(c.nc, "PROXY TCP4 6.6.6.6 198.51.100.1 1 2\r\n")
+		c.line()
+		if s := c.line(); !strings.HasPrefix(s, "PROXY BAD") {
+			return s
+		}
+		c.say("a1 AUTHENTICATE PLAIN " + plain("bob@example.test", "bobpw"))
+		c.line()
+		return regexp.MustCompile(`remoteIp = (\S+),`).FindStringSubmatch(l.log.await(t, "(auth.success)", "bob@example.test"))[1]
+	}},
 	"stalwart-header-optional": {"<silence>", func(_ *testing.T, l *lab) string { return l.greets(proxyAt) }},
 	"stalwart-header-whole-segment": {"* OK", func(_ *testing.T, l *lab) string {
 		c := l.open(proxyAt, 143)
@@ -172,6 +191,14 @@ var observations = map[string]struct {
 		}
 		return first(c.ask(messageFor("(message with 55 Received fields)")), 5)
 	}},
+	"stalwart-8bitmime-missing": {"offered", func(_ *testing.T, l *lab) string {
+		c := l.open(relayAt, 25)
+		c.reply()
+		if strings.Contains(c.ask("EHLO new.example.test"), "8BITMIME") {
+			return "offered"
+		}
+		return "not"
+	}},
 	"stalwart-host-header-believed": {"http://old", func(_ *testing.T, l *lab) string {
 		a := l.ask(strangerAt, 8081, "GET /jmap/session HTTP/1.1\r\nHost: evil.example\r\n\r\n")
 		return first(strings.Split(a.body, `"apiUrl":"`)[1], 10)
@@ -181,6 +208,28 @@ var observations = map[string]struct {
 	}},
 	"stalwart-websocket-refused": {"101", func(_ *testing.T, l *lab) string {
 		return fmt.Sprint(l.ask(strangerAt, 8081, upgrade()).status)
+	}},
+	"stalwart-websocket-mute": {"\x81", func(_ *testing.T, l *lab) string {
+		c := l.open(strangerAt, 8081)
+		io.WriteString(c.nc, upgrade())
+		for s := c.line(); s != ""; s = c.line() {
+		}
+		const ask = `{"@type":"Request","id":"1","using":["urn:ietf:params:jmap:core"],"methodCalls":[["Core/echo",{},"0"]]}`
+		c.nc.Write(append([]byte{0x81, 0x80 | byte(len(ask)), 0, 0, 0, 0}, ask...))
+		c.nc.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		b, err := c.br.ReadByte()
+		if err != nil {
+			return "<silence>"
+		}
+		return string([]byte{b})
+	}},
+	"stalwart-answers-name-address": {"", func(_ *testing.T, l *lab) string {
+		return l.ask(strangerAt, 8081, "GET /robots.txt HTTP/1.1\r\n\r\n").headers["x-served-by"]
+	}},
+	"stalwart-policy-names-address": {"1", func(_ *testing.T, l *lab) string {
+		l.set("session.mta-sts.mx.0", "mx.example.test")
+		l.reload()
+		return fmt.Sprint(strings.Count(l.ask(strangerAt, 8081, "GET /.well-known/mta-sts.txt HTTP/1.1\r\n\r\n").body, "mx: "))
 	}},
 	"stalwart-cookie-names-host": {"", func(_ *testing.T, l *lab) string {
 		return l.ask(strangerAt, 8081, "GET /healthz/live HTTP/1.1\r\n\r\n").headers["set-cookie"]

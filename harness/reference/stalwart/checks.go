@@ -88,9 +88,26 @@ type iprevOutput struct {
 	ptr    string
 }
 
+// eventOf names a result as the log does: a kind of event of its own.
+func eventOf(kind, result string) string {
+	names := map[string]string{
+		"spf pass": "SPF check passed", "spf fail": "SPF check failed", "spf softfail": "SPF soft fail", "spf neutral": "SPF neutral result",
+		"spf temperror": "SPF temporary error", "spf permerror": "SPF permanent error", "spf none": "No SPF record",
+		"dkim pass": "DKIM verification passed", "dkim neutral": "DKIM verification neutral", "dkim fail": "DKIM verification failed",
+		"dkim permerror": "DKIM permanent error", "dkim temperror": "DKIM temporary error", "dkim none": "No DKIM signature",
+		"dmarc pass": "DMARC check passed", "dmarc fail": "DMARC check failed", "dmarc none": "No DMARC record",
+		"iprev pass": "IPREV check passed", "iprev fail": "IPREV check failed", "iprev permerror": "IPREV permanent error",
+	}
+	id := strings.NewReplacer("permerror", "perm-error", "temperror", "temp-error", "softfail", "soft-fail").Replace(result)
+	return names[kind+" "+result] + " (" + kind + "." + id + ")"
+}
+
 func (o *iprevOutput) words() string {
-	return map[string]string{"pass": "IPREV check passed (iprev.pass)", "fail": "IPREV check failed (iprev.fail)"}[o.result] +
-		map[string]string{"permerror": "IPREV check permanent error (iprev.perm-error)"}[o.result]
+	say := eventOf("iprev", o.result)
+	if o.result == "permerror" {
+		say += " { causedBy = DNS record not found (mail-auth.dns-record-not-found) }"
+	}
+	return say
 }
 
 // iprev looks whether the name of an address has the address (RFC 8601, 3.).
@@ -244,7 +261,7 @@ func (s *smtpSession) authenticateMessage(raw []byte, fields []headerField) (res
 		}
 		var say []string
 		for _, d := range signatures {
-			say = append(say, "DKIM "+d.result+" (dkim."+strings.ReplaceAll(d.result, "error", "-error")+")")
+			say = append(say, eventOf("dkim", d.result))
 		}
 		s.log(e, field{"strict", dkim == "strict"}, field{"result", bare("[" + strings.Join(say, ", ") + "]")}, field{"elapsed", time.Duration(0)})
 		if dkim == "strict" && !pass {
@@ -253,7 +270,7 @@ func (s *smtpSession) authenticateMessage(raw []byte, fields []headerField) (res
 	}
 	if verifies(arc) {
 		// No chain is read: a message without one is as good as one that has it.
-		s.log(evARCPass, field{"strict", arc == "strict"}, field{"result", bare("DKIM none (dkim.none)")}, field{"elapsed", time.Duration(0)})
+		s.log(evARCPass, field{"strict", arc == "strict"}, field{"result", bare(eventOf("dkim", "none"))}, field{"elapsed", time.Duration(0)})
 	}
 	var b strings.Builder
 	for _, d := range signatures {
@@ -315,7 +332,7 @@ func (s *smtpSession) authenticateMessage(raw []byte, fields []headerField) (res
 		e = evDMARCPass
 	}
 	word, _, _ := strings.Cut(result, " ")
-	s.log(e, field{"strict", dmarc == "strict"}, field{"domain", from}, field{"policy", shown}, field{"result", bare("DMARC " + word + " (dmarc." + word + ")")}, field{"elapsed", time.Duration(0)})
+	s.log(e, field{"strict", dmarc == "strict"}, field{"domain", from}, field{"policy", shown}, field{"result", bare(eventOf("dmarc", word))}, field{"elapsed", time.Duration(0)})
 	if dmarc == "strict" && policy == "reject" && !pass {
 		return "", "550 5.7.1 Email rejected per DMARC policy."
 	}

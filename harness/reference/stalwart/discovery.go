@@ -10,6 +10,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"github.com/mailproof/mailproof/harness/reference/stalwart/bug"
 )
 
 // oauthMetadata is RFC 8414's document.
@@ -139,6 +141,11 @@ func (in *session) stsPolicy() (text, id string, ok bool) {
 	}
 	if len(mx) == 0 {
 		mx = in.certificateNames()
+	}
+	if in.srv.bugs.Has(bug.PolicyNamesAddress) {
+		for _, a := range in.srv.cfg.Addrs {
+			mx = append(mx, a.String())
+		}
 	}
 	if len(mx) == 0 || mode == "false" || mode == "none" {
 		return "", "", false

@@ -129,13 +129,13 @@ func (p *exprReader) unary(depth int) (expr, error) {
 	if p.at >= len(p.in) {
 		return nil, said("Unexpected end of expression")
 	}
+	if depth > maxDepth {
+		return nil, said("Invalid expression")
+	}
 	switch c := p.in[p.at]; {
 	case c == '!':
 		p.at++
 		e, err := p.unary(depth + 1)
-		if depth > maxDepth {
-			err = said("Invalid expression")
-		}
 		return negation{e}, err
 	case c == '-' && p.at+1 < len(p.in) && p.in[p.at+1] >= '0' && p.in[p.at+1] <= '9':
 		p.at++

@@ -197,6 +197,9 @@ func (in *session) http() {
 		if in.srv.bugs.Has(bug.CookieNamesHost) {
 			answer.with("set-cookie", "session=1; Domain="+in.srv.cfg.Hostname)
 		}
+		if in.srv.bugs.Has(bug.AnswersNameAddress) {
+			answer.with("x-served-by", in.c.Host.Addr().String())
+		}
 		if !in.writeResponse(r, answer) {
 			return
 		}

@@ -373,7 +373,7 @@ func (in *session) webSocketFrames(who *principal) {
 				ID   string `json:"id"`
 			}
 			json.Unmarshal(payload, &kind)
-			if kind.Type == "WebSocketPushEnable" || kind.Type == "WebSocketPushDisable" {
+			if kind.Type == "WebSocketPushEnable" || kind.Type == "WebSocketPushDisable" || in.srv.bugs.Has(bug.WebSocketMute) {
 				continue
 			}
 			reply, bad := in.jmapCall(who, payload)

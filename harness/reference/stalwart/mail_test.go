@@ -489,7 +489,7 @@ func TestReading(t *testing.T) {
 	assert.Equal(t, p.line(), "+OK Authentication successful")
 	assert.Assert(t, cmp.Regexp(`^\+OK 2 \d+$`, p.line()))
 	for _, want := range []string{`^\+OK 2 messages$`, `^1 11$`, `^2 12$`, `^\.$`, `^\+OK 2 \d+$`, `^\+OK \d+ octets$`, "^Delivered-To: ", "^Received: ", `^\tby `, `^\.$`,
-		`^\+OK message 1 deleted$`, "^-ERR No such message.$", "^-ERR No such message.$", `^\+OK Stalwart POP3 bids you farewell \(1 messages deleted\)\.$`, "^<closed>$"} {
+		`^\+OK message 1 deleted$`, "^-ERR message 1 already deleted$", "^-ERR No such message.$", `^\+OK Stalwart POP3 bids you farewell \(1 messages deleted\)\.$`, "^<closed>$"} {
 		assert.Assert(t, cmp.Regexp(want, p.line()))
 	}
 	c := l.open(strangerAt, 993)
@@ -546,7 +546,7 @@ func TestScripts(t *testing.T) {
 	c.say(`"`+plain("alice@example.test", "alicepw")+`"`, "PUTSCRIPT \"a\" {5+}\r\nkeep;", `PUTSCRIPT "b" "stop;"`, `SETACTIVE "a"`, `LISTSCRIPTS`, `GETSCRIPT "a"`, `GETSCRIPT "c"`,
 		`DELETESCRIPT "a"`, `RENAMESCRIPT "b" "d"`, `CHECKSCRIPT "keep;"`, `HAVESPACE "x" 10`, `NOOP "t"`, `STARTTLS`, `PUTSCRIPT "x`, "LOGOUT")
 	for _, want := range []string{`OK "Authentication successful"`, `OK "Success."`, `OK "Success."`, `OK "Success"`, `"a" ACTIVE`, `"b"`, "OK", "{5}", "keep;", "OK",
-		`NO (NONEXISTENT) "There is no script by that name"`, `NO (ACTIVE) "You may not delete an active script"`, `OK "Success."`, `OK "Script is valid."`, "OK", `OK (TAG "t") "Done"`,
+		`NO (NONEXISTENT) "Script not found"`, `NO (ACTIVE) "You may not delete an active script"`, `OK "Success."`, `OK "Script is valid."`, "OK", `OK (TAG "t") "Done"`,
 		`NO "Already in TLS mode."`, `BAD (PARSE) "Unterminated quoted argument."`} {
 		assert.Equal(t, c.line(), want)
 	}

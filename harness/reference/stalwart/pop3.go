@@ -151,12 +151,9 @@ func (s *pop3Session) do(name string, args []string) bool {
 	case "UTF8":
 		s.ok("UTF8 enabled")
 	case "STAT":
-		n, size := 0, 0
-		for i, m := range s.messages {
-			if !s.deleted[i] {
-				n++
-				size += len(m.Octets)
-			}
+		n, size := len(s.messages), 0 // those that were deleted count until the end
+		for _, m := range s.messages {
+			size += len(m.Octets)
 		}
 		s.log(evPOP3Stat, field{"total", n}, field{"size", size}, took())
 		s.ok(fmt.Sprintf("%d %d", n, size))
@@ -174,8 +171,16 @@ func (s *pop3Session) do(name string, args []string) bool {
 		}
 		s.retrieve(args[0], n)
 	case "DELE":
-		if i, ok := s.number(args[0]); ok {
-			s.deleted[i] = true
+		n, err := strconv.ParseUint(args[0], 10, 31)
+		switch {
+		case err != nil:
+			s.err("Invalid digit")
+		case n == 0 || int(n) > len(s.messages):
+			s.c.Line("-ERR no such message")
+		case s.deleted[n-1]:
+			s.c.Line("-ERR message ", args[0], " already deleted")
+		default:
+			s.deleted[n-1] = true
 			s.ok("message " + args[0] + " deleted")
 		}
 	case "RSET":
@@ -300,17 +305,9 @@ func (s *pop3Session) list(args []string, title string, value func(i int) string
 		}
 		return
 	}
-	n := 0
-	for _, d := range s.deleted {
-		if !d {
-			n++
-		}
-	}
-	s.ok(strconv.Itoa(n) + title)
+	s.ok(strconv.Itoa(len(s.messages)) + title)
 	for i := range s.messages {
-		if !s.deleted[i] {
-			s.c.Line(strconv.Itoa(i+1), " ", value(i))
-		}
+		s.c.Line(strconv.Itoa(i+1), " ", value(i))
 	}
 	s.c.Line(".")
 }
@@ -321,7 +318,7 @@ func (s *pop3Session) number(v string) (int, bool) {
 	switch {
 	case err != nil:
 		s.err("Invalid digit")
-	case n == 0 || int(n) > len(s.messages) || s.deleted[n-1]:
+	case n == 0 || int(n) > len(s.messages):
 		s.err("No such message.")
 	default:
 		return int(n) - 1, true

@@ -1,6 +1,8 @@
 package stalwart
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -319,7 +321,11 @@ func (p *process) serve(nc net.Conn, id string) {
 	if !in.header() {
 		return
 	}
-	if p.srv.isBlocked(p, in.remote.Addr()) {
+	who := in.remote
+	if bugs.Has(bug.BanHitsProxy) {
+		who = in.real
+	}
+	if p.srv.isBlocked(p, who.Addr()) {
 		p.log(evIPBlocked, "", in.keys()...)
 		c.Reader().Discard(c.Buffered())
 		return
@@ -417,7 +423,7 @@ func (in *session) header() bool {
 	l := in.listener
 	trusted := within(l.trusted, in.real.Addr())
 	switch {
-	case bugs.Has(bug.HeaderFromAnyone), bugs.Has(bug.HeaderOptional) && trusted:
+	case bugs.Has(bug.HeaderFromAnyone), bugs.Has(bug.HeaderFromAnyoneTLS) && l.implicit, bugs.Has(bug.HeaderOptional) && trusted:
 		// Whoever sends the first octets of a header means one.
 		if b, err := in.c.Reader().Peek(min(in.c.Buffered(), 6)); err != nil || len(b) == 0 {
 			if in.serverSpeaksFirst() && in.c.ReadQuiet(time.Millisecond) != nil {
@@ -428,6 +434,12 @@ func (in *session) header() bool {
 			return true
 		}
 	case !trusted:
+		if bugs.Has(bug.HeaderFromAnyoneLogged) && in.serverSpeaksFirst() && (in.c.Buffered() > 0 || in.c.ReadQuiet(time.Millisecond) == nil) {
+			b, _ := in.c.Reader().Peek(in.c.Buffered())
+			if h, err := readHeader(bufio.NewReader(bytes.NewReader(b))); err == nil && h.src.IsValid() {
+				in.remote = h.src
+			}
+		}
 		return true
 	}
 	br := in.c.Reader()

@@ -217,7 +217,7 @@ func (s *sieveSession) scripts(u *mailbox.User, name string, args []string, took
 		s.no("", "Expected script name as a parameter.")
 		return
 	}
-	missing := func() { s.no("NONEXISTENT", "There is no script by that name") }
+	missing := func() { s.no("NONEXISTENT", "Script not found") }
 	switch name {
 	case "LISTSCRIPTS":
 		names, active := u.Scripts()
@@ -263,7 +263,7 @@ func (s *sieveSession) scripts(u *mailbox.User, name string, args []string, took
 	case "DELETESCRIPT":
 		switch found, active := u.DeleteScript(args[0]); {
 		case !found:
-			missing()
+			s.no("", "Script not found")
 		case active:
 			s.no("ACTIVE", "You may not delete an active script")
 		default:

@@ -259,7 +259,7 @@ func (s *smtpSession) ehlo(name string, extended bool) bool {
 	if mechs := s.mechanisms(); len(mechs) > 0 && s.who == nil {
 		add(true, "AUTH "+strings.Join(mechs, " "))
 	}
-	add(true, "8BITMIME")
+	add(!s.srv.bugs.Has(bug.EightBitMissing), "8BITMIME")
 	for i, c := range caps {
 		if i < len(caps)-1 {
 			s.c.Line("250-", c)
@@ -623,7 +623,7 @@ func (s *smtpSession) logSPF(pass, fail event, out *spfOutput, fields ...field) 
 	if out.result == "pass" {
 		e = pass
 	}
-	s.log(e, append(fields, field{"result", bare("SPF " + out.result + " (spf." + strings.ReplaceAll(out.result, "error", "-error") + ")")}, field{"elapsed", time.Duration(0)})...)
+	s.log(e, append(fields, field{"result", bare(eventOf("spf", out.result))}, field{"elapsed", time.Duration(0)})...)
 }
 
 // spfAllows says whether a check lets the client go on; if not, it has been

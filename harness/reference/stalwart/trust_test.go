@@ -1,14 +1,19 @@
 package stalwart_test
 
 import (
+	"bufio"
 	"encoding/base64"
 	"fmt"
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/assert/cmp"
+
+	"github.com/mailproof/mailproof/harness/reference/stalwart"
 )
 
 // signIn signs alice in on any port and leaves.
@@ -327,4 +332,38 @@ func TestMaxConnections(t *testing.T) {
 	}
 	l.log.await(t, "(imap.connection-end)", "remoteIp = "+strangerAt)
 	assert.Equal(t, l.greets(proxyAt), "greeted")
+}
+
+// TestOnRealSockets: the same server behind listeners of the system's.
+func TestOnRealSockets(t *testing.T) {
+	srv, err := stalwart.New(configOf(t, labOptions{keys: "server.proxy.trusted-networks = \"127.0.0.0/8\"\nsession.rcpt.errors.wait = \"1ms\"\n"}))
+	assert.NilError(t, err)
+	at := make(map[uint16]net.Addr)
+	assert.NilError(t, srv.Start(t.Context(), func(ap netip.AddrPort) (net.Listener, error) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err == nil {
+			at[ap.Port()] = l.Addr()
+		}
+		return l, err
+	}))
+	defer func() { assert.NilError(t, srv.Close()) }()
+	nc, err := net.Dial("tcp", at[143].String())
+	assert.NilError(t, err)
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	c := &client{t: t, nc: nc, br: bufio.NewReader(nc)}
+	nc.Write(header("203.0.113.7:40001", "198.51.100.1:143"))
+	assert.Assert(t, cmp.Contains(c.line(), "* OK"))
+	c.say("a1 STARTTLS")
+	c.line()
+	c.tls()
+	c.say("a2 LOGIN x y")
+	assert.Equal(t, c.line(), "a2 NO [AUTHENTICATIONFAILED] Authentication failed")
+	nc, err = net.Dial("tcp", at[143].String())
+	assert.NilError(t, err)
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	c = &client{t: t, nc: nc, br: bufio.NewReader(nc)}
+	c.say("a1 NOOP")
+	assert.Equal(t, c.line(), "<closed>")
 }

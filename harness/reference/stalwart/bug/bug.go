@@ -19,6 +19,8 @@ const (
 	// The PROXY protocol.
 	HeaderIgnored ID = iota
 	HeaderFromAnyone
+	HeaderFromAnyoneTLS
+	HeaderFromAnyoneLogged
 	HeaderOptional
 	HeaderWholeSegment
 	HeaderSplitFromPayload
@@ -70,12 +72,16 @@ const (
 	NullSenderRefused
 	ReceivedShowsOther
 	LoopsAccepted
+	EightBitMissing
 
 	// HTTP.
 	HostHeaderBelieved
 	RedirectsAbsolute
 	WebSocketRefused
+	WebSocketMute
 	CookieNamesHost
+	AnswersNameAddress
+	PolicyNamesAddress
 
 	// The log.
 	LogDropsLines
@@ -96,6 +102,8 @@ type Bug struct {
 var bugs = [count]Bug{
 	HeaderIgnored:          {"stalwart-header-ignored", "PROXY headers of trusted networks are read, and the session goes on with the address that connected."},
 	HeaderFromAnyone:       {"stalwart-header-from-anyone", "A PROXY header is believed from any address that sends one."},
+	HeaderFromAnyoneTLS:    {"stalwart-tls-header-from-anyone", "On ports with implicit TLS a PROXY header is believed from any address that sends one."},
+	HeaderFromAnyoneLogged: {"stalwart-refused-header-logged", "Where the server speaks first, a PROXY header from anybody else is refused as a command, and the log believes it."},
 	HeaderOptional:         {"stalwart-header-optional", "Trusted networks are served without a PROXY header too."},
 	HeaderWholeSegment:     {"stalwart-header-whole-segment", "A PROXY header that comes in more than one segment is refused."},
 	HeaderSplitFromPayload: {"stalwart-header-eats-payload", "What comes in the same segment as the PROXY header is lost."},
@@ -142,11 +150,15 @@ var bugs = [count]Bug{
 	NullSenderRefused:    {"stalwart-null-sender-refused", "Messages from the null sender are refused."},
 	ReceivedShowsOther:   {"stalwart-received-shows-listener", "The Received field names the source's own address as the client's."},
 	LoopsAccepted:        {"stalwart-loops-accepted", "Received fields are not counted."},
+	EightBitMissing:      {"stalwart-8bitmime-missing", "8BITMIME is not offered."},
 
 	HostHeaderBelieved: {"stalwart-host-header-believed", "Advertised addresses name the host that the request asked for."},
 	RedirectsAbsolute:  {"stalwart-redirects-absolute", "Redirects name the source's own host and port."},
 	WebSocketRefused:   {"stalwart-websocket-refused", "An upgrade to WebSocket is refused."},
+	WebSocketMute:      {"stalwart-websocket-mute", "A WebSocket is opened, and nothing is answered on it."},
 	CookieNamesHost:    {"stalwart-cookie-names-host", "Every answer over HTTP sets a cookie for the source's own host."},
+	AnswersNameAddress: {"stalwart-answers-name-address", "Every answer over HTTP names the address of the source that gave it."},
+	PolicyNamesAddress: {"stalwart-policy-names-address", "The policy of MTA-STS names the source's addresses as mail exchangers."},
 
 	LogDropsLines:    {"stalwart-log-drops-lines", "Nothing is ever logged."},
 	LogLate:          {"stalwart-log-late", "Lines appear in the log 60 milliseconds late."},
