@@ -22,8 +22,10 @@ func (r *runner) barrier(ctx context.Context, it *item, kind string) error {
 		return errors.New(r.noLog(it.source))
 	}
 	var err error
-	switch kind {
-	case "login", "failed-login":
+	switch {
+	case r.care != nil:
+		err = r.siteBarrier(ctx, it, kind, l)
+	case kind == "login", kind == "failed-login":
 		err = r.loginBarrier(ctx, it, l)
 	default:
 		err = r.recipientBarrier(ctx, it, l)
@@ -92,7 +94,7 @@ func (r *runner) signIn(ctx context.Context, s *Source, endpoint string, a Accou
 	tr := wire.NewTranscript(wire.NewRedactor(wire.Secret{Name: "barrier", Value: a.Password}))
 	c := wire.New(ctx, nc, "barrier", tr, d, wire.Shape{})
 	defer c.Close()
-	cfg := r.target.clientTLS(s.Roots, s.ServerName)
+	cfg := r.target.sourceTLS(s)
 	if ep.TLS == "implicit" {
 		if err := c.StartTLS(cfg); err != nil {
 			return err
@@ -191,7 +193,7 @@ func (r *runner) mailbox(ctx context.Context, it *item, a Account) (*witness.Mai
 			last = err
 			continue
 		}
-		cfg := r.target.clientTLS(it.source.Roots, it.source.ServerName)
+		cfg := r.target.sourceTLS(it.source)
 		if ep.TLS == "starttls" {
 			box, err := witness.OpenMailboxStartTLS(ctx, nc, cfg, a.Address, a.Password)
 			if err == nil {

@@ -286,7 +286,7 @@ func causeHaproxy(o *observations) *result.Diagnosis {
 		}
 	}
 	early := o.find(query{facts: []string{"at=greeting"}, any: []string{"tls=closed", "tls=timeout", "tls=failed", "tls=not-tls", "reply=none", "reply=closed", "~Server local error"}})
-	if len(early) == 0 || conf == "" && !o.has(query{any: []string{"~Server local error"}}) && len(factValues(early, "reply")) == 0 {
+	if len(early) == 0 || conf == "" && !o.has(query{any: []string{"~Server local error"}}) && len(factValues(early, "reply")) == 0 && !o.hungUp(early) {
 		return nil
 	}
 	es := factValues(early, "endpoint")
@@ -338,6 +338,30 @@ func causeUnavailable(o *observations) *result.Diagnosis {
 			o.mainChange("milter_default_action", "accept", "a milter that does not answer shall turn nobody away"))
 	}
 	return d
+}
+
+// hungUp says whether the configuration is not known and each handshake ended
+// without a word, at endpoints whose server does TLS elsewhere.
+func (o *observations) hungUp(early []*result.Result) bool {
+	if len(o.files()) > 0 {
+		return false
+	}
+	for _, r := range early {
+		if !hasFact(r, "tls=closed") && !hasFact(r, "tls=timeout") {
+			return false
+		}
+		elsewhere := dovecotEndpoints
+		if isPostfix(r.Facet.Endpoint) {
+			elsewhere = postfixEndpoints
+		}
+		ok := slices.ContainsFunc(o.find(query{endpoint: elsewhere, verdict: result.Pass}), func(p *result.Result) bool {
+			return p.Facet.Endpoint != r.Facet.Endpoint && p.Facet.TLS != "none"
+		})
+		if !ok {
+			return false
+		}
+	}
+	return true
 }
 
 func causeTLS(o *observations) *result.Diagnosis {

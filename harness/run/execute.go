@@ -43,6 +43,9 @@ type execution struct {
 	// log was last seen to be complete. While they agree, a record that is
 	// missing stays missing.
 	sends, flushed int
+	// At a target with limits: sign-ins by account, and what the log shows of them.
+	signed map[string]int
+	logins map[string]*witness.Watch
 }
 
 // A session is one open connection of an execution.
@@ -53,6 +56,7 @@ type session struct {
 	conv     *proto.Conversation
 	waiting  []*script.Reply // <~ and <! until the next <-
 	sent     string          // the last command, as it may be shown
+	user     string          // whose credentials it carried
 	sentAt   time.Time
 }
 
@@ -60,6 +64,7 @@ type session struct {
 type watching struct {
 	w    *witness.Watch
 	keys []string // in the order of the joins; "" where a value is not known yet
+	peer string   // the key of the only connection, at a target with limits
 }
 
 // execute runs one scenario once.
@@ -88,9 +93,11 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
 	x.tr = wire.NewTranscript(wire.NewRedactor(secrets...))
 
 	err = x.prepare()
+	x.signs()
 	if err == nil {
 		err = x.phases()
 	}
+	x.settle()
 	x.cleanup()
 	res.Transcript = x.tr.String()
 	x.judge(err)
@@ -268,6 +275,9 @@ func (x *execution) open(o *script.Open) error {
 	if old := x.conns[o.Name]; old != nil {
 		old.conn.Close()
 	}
+	if err := x.r.care.wait(x.ctx); err != nil {
+		return err
+	}
 	dctx, cancel := context.WithTimeout(x.ctx, dl.Dial)
 	nc, err := v.Dial(dctx, to)
 	cancel()
@@ -278,9 +288,10 @@ func (x *execution) open(o *script.Open) error {
 	conn := wire.New(x.ctx, nc, o.Name, x.tr, dl, x.r.opts.Shape)
 	s := &session{open: o, endpoint: ep, conn: conn, conv: proto.NewConversation(proto.Protocol(o.Protocol), conn)}
 	x.conns[o.Name] = s
+	x.watchPeer(o.Name, conn)
 	for _, wg := range x.item.witnesses {
 		for i, j := range wg.Joins {
-			if j.Field == "peer" && j.Value.String() == o.Name && x.watch[wg] != nil {
+			if j.Field == "peer" && j.Value.String() == o.Name && x.watch[wg] != nil && conn.Local().Port() != 0 {
 				key := witness.PeerKey(conn.Local())
 				x.watch[wg].keys[i] = key
 				x.watch[wg].w.Add(key)
@@ -449,6 +460,11 @@ func (x *execution) send(st *script.Send) error {
 		return x.failed(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+name)
 	}
 	s.sent, s.sentAt = shown, time.Now()
+	for _, ref := range st.Text.Refs() {
+		if name, ok := ref.Credentials(); ok {
+			s.user = name
+		}
+	}
 	s.conv.Sent(actual)
 	return x.failed(st.Pos, s, s.conn.SendLine(shown, actual), "to send "+verb(s.open.Protocol, shown))
 }
@@ -559,6 +575,7 @@ func (x *execution) reply(st *script.Reply) error {
 	if err != nil {
 		return x.failed(st.Pos, s, err, wantedReply(s, st.Pattern.Show(x.env)))
 	}
+	x.signedIn(s, u.Status)
 	caps, ok, err := st.Pattern.Match(u.Status, x.env, true)
 	if err != nil {
 		return fmt.Errorf("%s: %w", st.Pos, err)

@@ -35,7 +35,7 @@ func (x *execution) logged(st *script.Witness) error {
 		wg.keys[i] = witness.Key(j.Field, v)
 		wg.w.Add(wg.keys[i])
 	}
-	j := &judgement{x: x, st: st, keys: wg.keys}
+	j := &judgement{x: x, st: st, keys: x.siteJoins(st, wg)}
 	limit := x.r.opts.Deadlines.Witness
 	if st.Within > 0 {
 		limit = st.Within
@@ -44,10 +44,10 @@ func (x *execution) logged(st *script.Witness) error {
 	defer cancel()
 
 	grace := x.r.opts.grace()
-	if x.sends > 0 && x.flushed == x.sends {
+	if x.sends > 0 && x.flushed == x.sends || x.r.care != nil && x.r.silent(x.item.source) != "" {
 		grace = 0
 	}
-	rs, err := wg.w.Await(withGrace(ctx, grace), j.satisfied)
+	rs, err := wg.w.Await(withGrace(ctx, grace), j.decided)
 	if why := x.r.silent(x.item.source); why != "" && !j.satisfied(rs) {
 		return &openClaim{why}
 	}
@@ -68,7 +68,12 @@ func (x *execution) logged(st *script.Witness) error {
 }
 
 // grace is how long a record may take before the barrier is asked.
-func (o *Options) grace() time.Duration { return o.Deadlines.Witness / 100 }
+func (o *Options) grace() time.Duration {
+	if o.careful {
+		return o.siteGrace()
+	}
+	return o.Deadlines.Witness / 100
+}
 
 // withGrace bounds the first wait; it needs no cancel of its own because it
 // ends by itself within the grace.
@@ -89,8 +94,8 @@ func (x *execution) afterBarrier(ctx context.Context, wg *watching, j *judgement
 			done <- x.r.barrier(bctx, x.item, j.st.Kind)
 			asked()
 		}()
-		rs, _ := wg.w.Await(until, j.satisfied)
-		if j.satisfied(rs) {
+		rs, _ := wg.w.Await(until, j.decided)
+		if j.decided(rs) {
 			cancel()
 			<-done
 			return rs, nil

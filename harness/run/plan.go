@@ -23,6 +23,8 @@ type Plan struct {
 	Excluded []result.Excluded `json:"excluded"`
 	// Blame by vantage, over the whole run.
 	Blame map[string]script.Blame `json:"blame"`
+	// Demand is what the whole run asks of a target with [Limits].
+	Demand *Demand `json:"demand,omitempty"`
 
 	items []*item
 }
@@ -39,6 +41,8 @@ type PlanItem struct {
 	Hazards  []string `json:"hazards"`
 	Sends    string   `json:"sends"` // the steps, expanded
 	Blocked  string   `json:"blocked,omitempty"`
+	// NotRun says why some of the facets are not run, where others are.
+	NotRun []string `json:"not_run,omitempty"`
 }
 
 // An item is one scenario at one source and facet.
@@ -52,6 +56,7 @@ type item struct {
 	verdict result.Verdict
 	reason  string
 
+	lent      []int             // indexes of the accounts, where the plan chooses them
 	witnesses []*script.Witness // those whose log must be watched
 	gate      bool              // J-10: whether the source sees the proxy as itself
 	weight    int               // how long it is likely to wait; heavier ones start first
@@ -143,7 +148,7 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 	for _, e := range o.Exclude {
 		excluded[e.ID] = e.Reason
 	}
-	maxRisk := script.R0
+	var groups [][]*item
 	for _, src := range t.Sources {
 		for _, s := range chosen {
 			if o.Skip != nil && o.Skip(src.Name, s) {
@@ -159,18 +164,32 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 			if o.OneFacet != nil && o.OneFacet(src.Name, s) {
 				items = oneFacet(items)
 			}
-			if len(items) == 0 {
-				continue
+			if len(items) > 0 {
+				groups = append(groups, items)
 			}
-			pi := describe(t, src, s, items)
-			p.Items = append(p.Items, pi)
-			p.items = append(p.items, items...)
-			if pi.Blocked == "" {
-				maxRisk = max(maxRisk, s.Risk())
-				for v, b := range s.Blame() {
-					for range items {
-						p.Blame[v] = p.Blame[v].Add(b)
-					}
+		}
+	}
+	if t.Limits != nil {
+		p.Demand = limit(t, o, groups)
+	}
+	maxRisk := script.R0
+	for _, items := range groups {
+		src, s := items[0].source, items[0].scenario
+		pi := describe(t, src, s, items)
+		p.Items = append(p.Items, pi)
+		p.items = append(p.items, items...)
+		if pi.Blocked != "" {
+			continue
+		}
+		maxRisk = max(maxRisk, s.Risk())
+		by := s.Blame()
+		if t.Limits != nil {
+			by = blame(s)
+		}
+		for v, b := range by {
+			for _, it := range items {
+				if it.verdict == "" || t.Limits == nil {
+					p.Blame[v] = p.Blame[v].Add(b)
 				}
 			}
 		}
@@ -187,6 +206,9 @@ func (p *Plan) hash() string {
 	for _, it := range p.Items {
 		lines = append(lines, strings.Join([]string{it.ID, it.Source, it.Risk, strings.Join(it.Facets, " "),
 			strings.Join(it.Connects, "\n"), it.Blocked, it.Sends}, "\n"))
+	}
+	if p.Demand != nil {
+		lines = append(lines, fmt.Sprintf("demand %+v", *p.Demand))
 	}
 	sort.Strings(lines)
 	sum := sha256.Sum256([]byte(strings.Join(lines, "\n\x00\n")))
@@ -314,7 +336,7 @@ func (it *item) where(t *Target, o *script.Open) (Endpoint, netip.Addr, *tls.Con
 		if !ok || !addr.IsValid() {
 			return Endpoint{}, netip.Addr{}, nil, &openClaim{fmt.Sprintf("the proxy has no endpoint %s in %s", name, f)}
 		}
-		return ep, addr, t.clientTLS(t.Proxy.Roots, t.Proxy.ServerName), nil
+		return ep, addr, t.proxyTLS(), nil
 	}
 	ep, ok := it.source.Endpoint(name)
 	if !ok {
@@ -324,7 +346,7 @@ func (it *item) where(t *Target, o *script.Open) (Endpoint, netip.Addr, *tls.Con
 	if !addr.IsValid() {
 		return Endpoint{}, netip.Addr{}, nil, &missingVantage{o.Vantage, f}
 	}
-	return ep, addr, t.clientTLS(it.source.Roots, it.source.ServerName), nil
+	return ep, addr, t.sourceTLS(it.source), nil
 }
 
 // describe renders what a scenario's items would do.
@@ -340,6 +362,7 @@ func describe(t *Target, src *Source, s *script.Scenario, items []*item) PlanIte
 		if it.verdict != "" {
 			blocked++
 			pi.Blocked = it.reason
+			pi.NotRun = append(pi.NotRun, it.facet.String()+": "+it.reason)
 			continue
 		}
 		s.Walk(func(st script.Step) {
@@ -365,6 +388,8 @@ func describe(t *Target, src *Source, s *script.Scenario, items []*item) PlanIte
 	}
 	if blocked < len(items) {
 		pi.Blocked = ""
+	} else {
+		pi.NotRun = nil
 	}
 	return pi
 }

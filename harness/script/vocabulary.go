@@ -93,6 +93,14 @@ func (r Ref) user() (string, bool) {
 	return "", false
 }
 
+// Credentials names the account whose credentials a reference stands for.
+func (r Ref) Credentials() (user string, ok bool) {
+	if !r.secret() {
+		return "", false
+	}
+	return r.user()
+}
+
 // secret says whether a reference's value must never be shown.
 func (r Ref) secret() bool {
 	return strings.HasPrefix(r.Name, "secret.") || strings.HasPrefix(r.Name, "sasl.") || r.Name == "wrong"

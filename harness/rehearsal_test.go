@@ -1,0 +1,175 @@
+package harness_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gotest.tools/v3/assert"
+
+	"github.com/mailproof/mailproof/fixtures"
+	"github.com/mailproof/mailproof/harness"
+	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/run"
+	"github.com/mailproof/mailproof/harness/script"
+	"github.com/mailproof/mailproof/harness/site"
+)
+
+// A rehearsal is the reference lab, standing as a foreign operator's servers:
+// they are reached through a site.toml alone.
+type rehearsal struct {
+	lab  *harness.Reference
+	dir  string
+	text string // the site.toml
+	env  map[string]string
+}
+
+// rehearse starts the lab with defects of one source, and writes its site file.
+func rehearse(t *testing.T, release string, defects ...string) *rehearsal {
+	t.Helper()
+	spec := harness.SourceSpec{Name: "dovecot-postfix@" + release, Kind: fixtures.DovecotPostfix, Version: release, Profile: "instrumented"}
+	for _, name := range defects {
+		if _, ok := harness.BugNamed(name); ok {
+			spec.Bugs = append(spec.Bugs, name)
+			continue
+		}
+		d, err := fixtures.DefectNamed(name)
+		assert.NilError(t, err)
+		layer, err := d.Layer(release)
+		assert.NilError(t, err)
+		spec.Layers = append(spec.Layers, layer)
+	}
+	lab, err := harness.StartReference(t.Context(), []harness.SourceSpec{spec}, true)
+	assert.NilError(t, err)
+	r := &rehearsal{lab: lab, dir: t.TempDir(), env: map[string]string{}}
+	src := lab.Target().Sources[0]
+	logged := r.copyLog(t, src)
+	t.Cleanup(func() {
+		assert.Check(t, lab.Close(context.Background()))
+		logged()
+	})
+
+	at := fixtures.NetworkNamed(fixtures.ProxyNet).Source(0)
+	var b strings.Builder
+	fmt.Fprintf(&b, "domain = %q\n\n[proxy]\nip4 = %q\nip6 = %q\ntls = \"unchecked:the lab's own authority\"\n", fixtures.Domain, fixtures.Public().IP4, fixtures.Public().IP6)
+	for _, e := range harness.ProxyEndpoints() {
+		fmt.Fprintf(&b, "%s = %d\n", e.Name, e.Port)
+	}
+	b.WriteString("\n[vantage]\n")
+	for _, h := range fixtures.Hosts() {
+		fmt.Fprintf(&b, "%s = \"bind:%s,%s\"\n", h.Vantage, h.IP4, h.IP6)
+	}
+	fmt.Fprintf(&b, "\n[source.old]\nkind = \"dovecot-postfix\"\nversion = %q\nip4 = %q\nip6 = %q\ntls = \"unchecked:the lab's own authority\"\nlog = \"file:mail.log\"\n", release, at.IP4, at.IP6)
+	for _, e := range harness.Endpoints() {
+		fmt.Fprintf(&b, "%s = %d\n", e.Name, e.Port)
+	}
+	for i, a := range src.Accounts.(*harness.AccountPool).All()[:20] {
+		key := fmt.Sprintf("MAILPROOF_TEST_%d", i)
+		r.env[key] = a.Password
+		fmt.Fprintf(&b, "\n[account.probe%d]\naddress = %q\npassword = \"env:%s\"\n", i, a.Address, key)
+	}
+	r.text = b.String()
+	return r
+}
+
+// copyLog writes the source's log to a file, as an operator's server does.
+func (r *rehearsal) copyLog(t *testing.T, src *harness.Source) (wait func()) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(r.dir, "mail.log"))
+	assert.NilError(t, err)
+	in, err := src.Logs["mail"](context.Background())
+	assert.NilError(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer f.Close()
+		s := bufio.NewScanner(in)
+		for s.Scan() {
+			fmt.Fprintln(f, s.Text())
+		}
+	}()
+	return func() { in.Close(); <-done }
+}
+
+// options reach the lab's network, and nothing else.
+func (r *rehearsal) options() site.Options {
+	return site.Options{
+		Env: func(name string) (string, bool) { v, ok := r.env[name]; return v, ok },
+		Dial: func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
+			for _, v := range r.lab.Target().Vantages {
+				if v.Addr(run.FamilyOf(from)) == from {
+					return v.Dial(ctx, to)
+				}
+			}
+			return nil, &run.VantageError{Err: fmt.Errorf("this machine does not have the address %s", from)}
+		},
+	}
+}
+
+func (r *rehearsal) target(t *testing.T) *harness.Target {
+	t.Helper()
+	f, err := site.Parse(filepath.Join(r.dir, "site.toml"), []byte(r.text))
+	assert.NilError(t, err)
+	target, err := site.Open(t.Context(), f, r.options())
+	assert.NilError(t, err)
+	return target
+}
+
+// judge runs what the options allow against the site.
+func (r *rehearsal) judge(t *testing.T, opts ...harness.Option) *result.Run {
+	t.Helper()
+	quick := func(o *run.Options) {
+		o.Rate = 10000
+		o.Deadlines.Dial, o.Deadlines.Handshake, o.Deadlines.Greeting = 2*time.Second, 5*time.Second, 2*time.Second
+		o.Deadlines.Reply, o.Deadlines.Close, o.Deadlines.Witness = 3*time.Second, time.Second, 2*time.Second
+	}
+	found, err := harness.Run(t.Context(), r.target(t), append([]harness.Option{quick}, opts...)...)
+	assert.NilError(t, err)
+	return found
+}
+
+// everything lets a run deliver messages, and be blamed.
+func everything() []harness.Option {
+	return []harness.Option{harness.MaxRisk(script.R4), harness.Allow(run.Allowances()...)}
+}
+
+func TestGoodSiteIsReady(t *testing.T) {
+	for _, release := range fixtures.Releases(fixtures.DovecotPostfix) {
+		t.Run(release, func(t *testing.T) {
+			found := rehearse(t, release).judge(t, everything()...)
+			for i := range found.Results {
+				if r := &found.Results[i]; r.Verdict != result.Pass && r.Verdict != result.Unsupported {
+					t.Logf("%s: %s %s%s", r.Key(), r.Verdict, r.Reason, harness.Describe(r))
+				}
+			}
+			t.Logf("%s; %d results in %.1f s", found.Answer.Sentence, len(found.Results), found.Seconds)
+			assert.Equal(t, found.Answer.Verdict, result.Ready, found.Answer.Sentence)
+		})
+	}
+}
+
+func TestDefectsOfASiteAreFound(t *testing.T) {
+	for defect, code := range map[string]string{
+		"trust-missing": "DX-14", "trust-missing-imap": "DX-14", "trust-missing-postfix": "DX-14", "trust-ip4-only": "DX-14",
+		"trust-subnet": "DX-27", "trust-everyone": "DX-27", "trust-new-server-included": "MP-TRUST-NEW-SERVER",
+		"inet-protocols-ipv4": "DX-19", "haproxy-listener": "DX-02", "submission-forgotten": "DX-14",
+		"relay-refused": "DX-08", "open-relay": "MP-OPEN-RELAY", "proxy-in-mynetworks": "DX-28", "helo-rule": "DX-07",
+		"no-sasl-plain": "MP-SASL-PLAIN", "address-translation": "MP-NAT", "service-missing": "DX-16",
+	} {
+		t.Run(defect, func(t *testing.T) {
+			t.Parallel()
+			found := rehearse(t, "trixie", defect).judge(t, everything()...)
+			assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
+			assert.Assert(t, len(found.Diagnoses) > 0, found.Answer.Sentence)
+			t.Logf("%s (%.1f s)", found.Answer.Sentence, found.Seconds)
+			assert.Equal(t, found.Diagnoses[0].Code, code, found.Answer.Sentence)
+		})
+	}
+}

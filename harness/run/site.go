@@ -1,0 +1,416 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mailproof/mailproof/harness/proto"
+	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/script"
+	"github.com/mailproof/mailproof/harness/wire"
+	"github.com/mailproof/mailproof/harness/witness"
+)
+
+// care is what a runner keeps in mind at a target with [Limits]: servers and
+// accounts that are not ours, and logs that come from afar.
+type care struct {
+	limits *Limits
+	pace   *pacer
+
+	mu        sync.Mutex
+	trusted   map[string]bool // paths on which the source was seen to believe the proxy
+	unsettled map[string]bool // accounts of which a line may still come
+	asked     map[*Source]int // barriers so far
+	calls     map[string]*barrierCall
+	turns     map[string]chan struct{}
+}
+
+// A barrierCall is one barrier that several executions wait for.
+type barrierCall struct {
+	done chan struct{}
+	err  error
+}
+
+func newCare(t *Target, o Options) *care {
+	if t.Limits == nil {
+		return nil
+	}
+	return &care{limits: t.Limits, pace: newPacer(o.rate(t)), trusted: map[string]bool{}, unsettled: map[string]bool{},
+		asked: map[*Source]int{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
+}
+
+func (c *care) wait(ctx context.Context) error {
+	if c == nil {
+		return nil
+	}
+	return c.pace.wait(ctx)
+}
+
+// grace is how long a record may take before the barrier is asked. Barriers are
+// sign-ins: at a site they are few.
+func (o *Options) siteGrace() time.Duration { return o.Deadlines.Witness / 4 }
+
+// path is where trust is witnessed: a source, a driver, an endpoint, a family.
+func (it *item) path() string {
+	return strings.Join([]string{it.source.Name, it.driver, it.facet.Endpoint, it.facet.Family}, " ")
+}
+
+// risky says whether an item makes sign-ins fail from the proxy's address: it
+// waits until the source has been seen to believe the proxy on that path.
+func (c *care) risky(it *item) bool {
+	return c != nil && blame(it.scenario)[Proxy].FailedSignIns > 0
+}
+
+// learn remembers that a path's trust was witnessed.
+func (c *care) learn(it *item, res *result.Result) {
+	if c == nil || res.Verdict != result.Pass || c.risky(it) ||
+		!strings.HasPrefix(res.ID, "client-address.") && !strings.HasPrefix(res.ID, "proxy.") {
+		return
+	}
+	for _, w := range res.Witness {
+		if w.Kind == "log" {
+			c.mu.Lock()
+			c.trusted[it.path()] = true
+			c.mu.Unlock()
+			return
+		}
+	}
+}
+
+// untrusted says why a risky item is not run yet, or "".
+func (c *care) untrusted(it *item) string {
+	if !c.risky(it) {
+		return ""
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.trusted[it.path()] {
+		return ""
+	}
+	return fmt.Sprintf("it makes a sign-in fail from the proxy's address, and that the source believes the proxy on %s was not witnessed in this run: to judge it, add what witnesses that (a log, and --max-risk R4 for submission)", it.facet)
+}
+
+// joinless says whether an account's name joins no record.
+func (c *care) joinless(a Account) bool {
+	if c == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return a.Shared || c.unsettled[a.Address]
+}
+
+// ---- an execution's part
+
+// siteJoins orders a block's keys for a target with limits: what names this
+// connection alone comes before the account's name, and a name that is not
+// ours alone is left out.
+func (x *execution) siteJoins(st *script.Witness, wg *watching) []string {
+	if x.r.care == nil {
+		return wg.keys
+	}
+	var own, names []string
+	for i, key := range wg.keys {
+		if st.Joins[i].Field == "user" {
+			if !x.sharedName(st.Joins[i].Value) {
+				names = append(names, key)
+			}
+			continue
+		}
+		own = append(own, key)
+	}
+	return append(append(own, wg.peer), names...)
+}
+
+func (x *execution) sharedName(t script.Template) bool {
+	for _, r := range t.Refs() {
+		if name, ok := strings.CutPrefix(r.Name, "user."); ok && x.r.care.joinless(x.env.accounts[name]) {
+			return true
+		}
+	}
+	return false
+}
+
+// only is the name of the one connection to the source that a scenario opens,
+// or "".
+func only(s *script.Scenario) string {
+	name, n := "", 0
+	s.Walk(func(st script.Step) {
+		if o, ok := st.(*script.Open); ok && o.Target == "source" {
+			name, n = o.Name, n+1
+		}
+	})
+	if n != 1 {
+		return ""
+	}
+	return name
+}
+
+// watchPeer adds the connection itself to what its records are joined by. A
+// vantage that does not know the port it left from has nothing to add.
+func (x *execution) watchPeer(name string, conn *wire.Conn) {
+	if x.r.care == nil || conn.Local().Port() == 0 || only(x.item.scenario) != name {
+		return
+	}
+	for _, wg := range x.watch {
+		wg.peer = witness.PeerKey(conn.Local())
+		wg.w.Add(wg.peer)
+	}
+}
+
+// decided says whether a joined record settles a block although it does not
+// have everything that is expected: one that will not grow, of a session that
+// is ours alone.
+func (j *judgement) decided(rs []witness.Record) bool {
+	if j.satisfied(rs) {
+		return true
+	}
+	if j.x.r.care == nil {
+		return false
+	}
+	joined, by := j.ours(rs)
+	if len(joined) == 0 || joined[0].Kind != witness.Login && joined[0].Kind != witness.Rejection {
+		return false
+	}
+	return field(by) != "user" || len(joined) >= j.x.signed[strings.TrimPrefix(by, "user=")]
+}
+
+// signs watches the accounts of an execution, so that none is lent again
+// before the log has shown what was done with it.
+func (x *execution) signs() {
+	l := x.r.log(x.item.source)
+	if x.r.care == nil || l == nil {
+		return
+	}
+	x.signed = map[string]int{}
+	x.logins = map[string]*witness.Watch{}
+	for _, a := range x.env.accounts {
+		if x.logins[a.Address] == nil {
+			x.logins[a.Address] = l.Watch(witness.Key("user", a.Address))
+		}
+	}
+}
+
+// signedIn counts a sign-in that the source accepted and will log.
+func (x *execution) signedIn(s *session, status string) {
+	user := s.user
+	s.user = ""
+	if x.signed == nil || user == "" || s.open.Protocol == "smtp" {
+		return
+	}
+	if s.open.Protocol == "imap" {
+		_, status, _ = strings.Cut(status, " ")
+	}
+	if strings.HasPrefix(status, "OK") || strings.HasPrefix(status, "+OK") {
+		x.signed[strings.ToLower(x.env.accounts[user].Address)]++
+	}
+}
+
+// settle waits until the log has shown the sign-ins of this execution. An
+// account whose lines do not come joins nothing any more.
+func (x *execution) settle() {
+	for address, w := range x.logins {
+		if want := x.signed[strings.ToLower(address)]; want > 0 && x.r.silent(x.item.source) == "" {
+			ctx, cancel := context.WithTimeout(x.ctx, x.r.opts.grace())
+			_, err := w.Await(ctx, func(rs []witness.Record) bool {
+				n := 0
+				for i := range rs {
+					if rs[i].Kind == witness.Login {
+						n++
+					}
+				}
+				return n >= want
+			})
+			cancel()
+			if err != nil {
+				c := x.r.care
+				c.mu.Lock()
+				c.unsettled[address] = true
+				c.mu.Unlock()
+			}
+		}
+		w.Close()
+	}
+}
+
+// ---- the log's own proof
+
+// begin sees, before anything is judged, that each source's log is really read:
+// a sign-in of a user that does not exist must appear in it. Old lines that a
+// log prints first, and a command that starts late, are thereby passed.
+func (r *runner) begin(ctx context.Context) {
+	if r.care == nil {
+		return
+	}
+	var wg sync.WaitGroup
+	for s, l := range r.logs {
+		wg.Go(func() {
+			var err error
+			for range r.care.limits.Openings {
+				bctx, cancel := context.WithTimeout(ctx, r.opts.Deadlines.Witness)
+				err = r.unknownUser(bctx, s, l)
+				cancel()
+				var unseen *unseenLine
+				if err == nil || ctx.Err() != nil || l.Err() != nil || !errors.As(err, &unseen) {
+					break
+				}
+			}
+			if lerr := l.Err(); lerr != nil {
+				err = lerr
+			}
+			if err != nil && ctx.Err() == nil {
+				r.setSilent(s, fmt.Sprintf("the log of %s proves nothing: %v: to judge what rests on it, make it readable for the whole run", s.Name, err))
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// siteBarrier is the barrier at a target with limits. Those who ask while one
+// is on its way share the next.
+func (r *runner) siteBarrier(ctx context.Context, it *item, kind string, l *witness.Log) error {
+	c := r.care
+	key := it.source.Name + " recipient"
+	if kind == "login" || kind == "failed-login" {
+		key = it.source.Name + " login"
+	}
+	for {
+		c.mu.Lock()
+		call, leads := c.calls[key], false
+		if call == nil {
+			call, leads = &barrierCall{done: make(chan struct{})}, true
+			c.calls[key] = call
+		}
+		turn := c.turns[key]
+		if turn == nil {
+			turn = make(chan struct{}, 1)
+			c.turns[key] = turn
+		}
+		c.mu.Unlock()
+		if leads {
+			call.err = r.lead(ctx, it, key, turn, l)
+			close(call.done)
+			return call.err
+		}
+		select {
+		case <-call.done:
+			if !errors.Is(call.err, context.Canceled) {
+				return call.err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// lead makes one barrier, after the one that is on its way.
+func (r *runner) lead(ctx context.Context, it *item, key string, turn chan struct{}, l *witness.Log) error {
+	c := r.care
+	var err error
+	select {
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	c.mu.Lock()
+	delete(c.calls, key)
+	spent := c.asked[it.source] >= c.limits.Barriers
+	if err == nil && !spent {
+		c.asked[it.source]++
+	}
+	c.mu.Unlock()
+	switch {
+	case err != nil:
+		return err
+	case spent:
+		return fmt.Errorf("the plan names no more than %d sign-ins that ask the log", c.limits.Barriers)
+	case strings.HasSuffix(key, " login"):
+		return r.unknownUser(ctx, it.source, l)
+	}
+	return r.recipientBarrier(ctx, it, l)
+}
+
+// unknownUser signs in as nobody, from a vantage that is neither the proxy nor
+// the new server, and waits for the line that tells of it. The name is of this
+// attempt alone, so that no other line can be taken for it.
+func (r *runner) unknownUser(ctx context.Context, s *Source, l *witness.Log) error {
+	user := fmt.Sprintf("mailproof-%s%s@%s", r.seed, base36(r.barriers.Add(1)), s.Domain)
+	w := l.Watch(witness.Key("user", user))
+	defer w.Close()
+	last := errors.New("the source was declared without an IMAP or POP3 endpoint")
+	for _, endpoint := range []string{"imaps", "imap", "pop3s", "pop3"} {
+		if _, ok := s.Endpoint(endpoint); !ok {
+			continue
+		}
+		if last = r.refusedSignIn(ctx, s, endpoint, user); last != nil {
+			if ctx.Err() != nil {
+				break
+			}
+			continue
+		}
+		if _, err := w.Await(ctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {
+			if lerr := l.Err(); lerr != nil {
+				return lerr
+			}
+			if errors.Is(context.Cause(ctx), context.Canceled) {
+				return context.Canceled
+			}
+			return &unseenLine{"a sign-in of our own over " + endpoint + " (a user that does not exist)"}
+		}
+		return nil
+	}
+	return fmt.Errorf("the sign-in that was to show it: %w", last)
+}
+
+// refusedSignIn tries to sign in as a user that does not exist.
+func (r *runner) refusedSignIn(ctx context.Context, s *Source, endpoint, user string) error {
+	nc, ep, err := r.direct(ctx, s, endpoint, IP4)
+	if err != nil {
+		return err
+	}
+	c := wire.New(ctx, nc, "barrier", nil, r.barrierDeadlines(), wire.Shape{})
+	defer c.Close()
+	cfg := r.target.sourceTLS(s)
+	if ep.TLS == "implicit" {
+		if err := c.StartTLS(cfg); err != nil {
+			return err
+		}
+	}
+	v := proto.NewConversation(proto.Protocol(ep.Protocol), c)
+	say := func(line string) (string, error) {
+		if line != "" {
+			v.Sent(line)
+			if err := c.SendLine("", line); err != nil {
+				return "", err
+			}
+		}
+		u, err := v.Next(r.opts.Deadlines.Reply)
+		return u.Status, err
+	}
+	if _, err := say(""); err != nil {
+		return err
+	}
+	plain := b64("\x00" + user + "\x00wrong-" + user)
+	starttls, auth, quit := "s STARTTLS", "l AUTHENTICATE PLAIN "+plain, "q LOGOUT"
+	if ep.Protocol == "pop3" {
+		starttls, auth, quit = "STLS", "AUTH PLAIN "+plain, "QUIT"
+	}
+	if ep.TLS == "starttls" {
+		if _, err := say(starttls); err != nil {
+			return err
+		}
+		if err := c.StartTLS(cfg); err != nil {
+			return err
+		}
+	}
+	if _, err := say(auth); err != nil {
+		return err
+	}
+	say(quit) // the line is there already, or comes with the end of the session
+	return nil
+}
