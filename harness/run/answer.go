@@ -137,14 +137,18 @@ func (w *wants) reason(s string) {
 		return
 	}
 	add = strings.TrimPrefix(add, "add ")
-	if risk, is := strings.CutPrefix(add, "--max-risk "); is {
-		w.risk = max(w.risk, risk)
-		return
-	}
-	if words, is := strings.CutPrefix(add, "--allow "); is {
-		for _, a := range strings.Split(words, ",") {
-			if !slices.Contains(w.allow, a) {
-				w.allow = append(w.allow, a)
+	if strings.HasPrefix(add, "--") {
+		f := strings.Fields(add)
+		for i := 0; i+1 < len(f); i += 2 {
+			switch f[i] {
+			case "--max-risk":
+				w.risk = max(w.risk, f[i+1])
+			case "--allow":
+				for _, a := range strings.Split(f[i+1], ",") {
+					if !slices.Contains(w.allow, a) {
+						w.allow = append(w.allow, a)
+					}
+				}
 			}
 		}
 		return

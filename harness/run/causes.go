@@ -165,7 +165,8 @@ func split(rs []*result.Result) (dovecot, postfix []*result.Result) {
 // ---- the causes
 
 func causeNAT(o *observations) *result.Diagnosis {
-	gate := o.find(query{ids: "client-address.proxy-as-seen", facts: []string{"recorded:client="}})
+	gate := concat(o.find(query{ids: "client-address.proxy-as-seen", facts: []string{"recorded:client="}}),
+		o.find(query{ids: "client-address.proxy-as-seen-imap", facts: []string{"recorded:rip="}}))
 	if len(gate) == 0 {
 		return nil
 	}
@@ -173,13 +174,15 @@ func causeNAT(o *observations) *result.Diagnosis {
 	for _, f := range familiesOf(gate) {
 		all = concat(all, o.find(query{family: f, any: []string{"recorded:", "missing=250 XCLIENT", "present=250 XCLIENT", "present=+OK [XCLIENT", `present="XCLIENT`, `missing="XCLIENT`, "at=XCLIENT"}}))
 	}
-	seen := listed(factValues(gate, "recorded:client"))
+	addrs := append(factValues(gate, "recorded:client"), factValues(gate, "recorded:rip")...)
+	slices.Sort(addrs)
+	seen := listed(slices.Compact(addrs))
 	return &result.Diagnosis{
 		Title:           "the source does not see the proxy's own address",
 		Means:           "Between proxy and source something translates addresses, so that the source takes the proxy for another host. Nothing that rests on trusting the proxy's address can be set up before that is gone.",
 		Results:         keys(all),
 		DiscriminatedBy: []string{"a connection that announced nobody was recorded as coming from " + seen + ", not from the proxy"},
-		Alternatives:    []string{"a wrong trust setting: it would not change what Postfix records of a connection without an announcement"},
+		Alternatives:    []string{"a wrong trust setting: it would not change what is recorded of a connection without an announcement"},
 		Remedy:          remedy("Let the proxy reach the source without address translation (no userland proxy, no masquerading, no load balancer between them), then judge again."),
 	}
 }

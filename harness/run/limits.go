@@ -19,8 +19,8 @@ type Limits struct {
 	Connections   int     // of a first look at one source ([Options.Brief])
 	SignIns       int     // of the same
 	Rate          float64 // connections a second, where [Options.Rate] says nothing
-	Openings      int     // sign-ins of an unknown user at the start, until the log shows one
-	Barriers      int     // and of further ones, where a record is missing
+	Openings      int     // sessions at the start that the log must show, until it shows one
+	Barriers      int     // and further ones, where a record is missing
 	Peak          int     // connections at a time that are no flood
 }
 
@@ -56,7 +56,8 @@ type Demand struct {
 	Connections   int     `json:"connections"`
 	SignIns       int     `json:"sign_ins"`
 	FailedSignIns int     `json:"failed_sign_ins"` // with accounts that exist
-	UnknownUsers  int     `json:"unknown_users"`   // at most: sign-ins of a user that does not exist, to see that the log is read
+	Barriers      int     `json:"barriers"`        // at most: sessions that only the log is to show
+	UnknownUsers  int     `json:"unknown_users"`   // at most: those of them in which a user that does not exist signs in
 	Messages      int     `json:"messages"`
 	Rate          float64 `json:"rate"` // connections a second
 	Seconds       float64 `json:"seconds"`
@@ -69,9 +70,19 @@ func limit(t *Target, o Options, groups [][]*item) *Demand {
 		for _, it := range g {
 			if it.verdict == "" {
 				it.verdict, it.reason = l.unreachable(it)
+			} else if it.risky {
+				if v, why := l.unreachable(it); v != "" {
+					it.verdict, it.reason, it.risky = v, why, false
+				}
 			}
-			if it.verdict == "" {
-				it.verdict, it.reason = l.blamed(it)
+			switch _, more := l.blamed(it); {
+			case more == "":
+			case it.verdict == "":
+				it.verdict, it.reason = result.Inconclusive, more
+			case it.risky:
+				// Both are said at once, so that one more run is enough.
+				_, allow, _ := strings.Cut(more, ": to judge it, add ")
+				it.reason += " " + allow
 			}
 		}
 	}
@@ -294,7 +305,12 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 	}
 	for _, src := range l.t.Sources {
 		if len(src.Logs) > 0 {
-			d.UnknownUsers += l.l.Openings + l.l.Barriers
+			d.Barriers += l.l.Openings + l.l.Barriers
+		}
+	}
+	for _, name := range []string{Client, Stranger, Neighbour} {
+		if v, ok := l.t.Vantages[name].(interface{ Portless() bool }); ok && v.Portless() {
+			d.UnknownUsers = d.Barriers
 		}
 	}
 	if d.Rate > 0 {

@@ -35,7 +35,7 @@ func (x *execution) logged(st *script.Witness) error {
 		wg.keys[i] = witness.Key(j.Field, v)
 		wg.w.Add(wg.keys[i])
 	}
-	j := &judgement{x: x, st: st, keys: x.siteJoins(st, wg)}
+	j := &judgement{x: x, st: st, keys: x.siteJoins(st, wg), peer: wg.peer}
 	limit := x.r.opts.Deadlines.Witness
 	if st.Within > 0 {
 		limit = st.Within
@@ -130,6 +130,7 @@ type judgement struct {
 	x    *execution
 	st   *script.Witness
 	keys []string
+	peer string // the key of the only connection, where it is known
 }
 
 // ours returns the records of the block's kind that are joined, by the primary
@@ -140,7 +141,7 @@ func (j *judgement) ours(rs []witness.Record) (joined []witness.Record, by strin
 			continue
 		}
 		for i := range rs {
-			if string(rs[i].Kind) == j.st.Kind && rs[i].JoinedBy(key) {
+			if string(rs[i].Kind) == j.st.Kind && rs[i].JoinedBy(key) && !j.anothers(&rs[i], key) {
 				joined = append(joined, rs[i])
 			}
 		}
@@ -372,6 +373,9 @@ func (x *execution) message(st *script.Witness) error {
 		return &openClaim{fmt.Sprintf("the mailbox of %s cannot be read: %v", st.User, err)}
 	}
 	defer box.Close()
+	if x.signed != nil {
+		x.signed[strings.ToLower(x.env.accounts[st.User].Address)]++
+	}
 	// Once the log says that the queue is done with the message, a last look
 	// decides; without a log the deadline does.
 	done := make(chan struct{})

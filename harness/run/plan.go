@@ -56,6 +56,7 @@ type item struct {
 	verdict result.Verdict
 	reason  string
 
+	risky     bool              // not run for its risk alone
 	lent      []int             // indexes of the accounts, where the plan chooses them
 	witnesses []*script.Witness // those whose log must be watched
 	gate      bool              // J-10: whether the source sees the proxy as itself
@@ -164,6 +165,11 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 			if o.OneFacet != nil && o.OneFacet(src.Name, s) {
 				items = oneFacet(items)
 			}
+			if t.Limits != nil && s.Driver() == "through" && s.Demand().WrongSignIns() > 0 {
+				// A server holds back a client whose sign-ins fail, longer each
+				// time: beyond one facet of each protocol the proxy gives up first.
+				items = oneFacet(items)
+			}
 			if len(items) > 0 {
 				groups = append(groups, items)
 			}
@@ -259,6 +265,7 @@ func expand(t *Target, src *Source, s *script.Scenario, o Options) []*item {
 			case !ok:
 				it.verdict, it.reason = result.Unsupported, "the source was declared without the endpoint "+e
 			case risk > o.MaxRisk:
+				it.risky = true
 				it.verdict, it.reason = result.Inconclusive, fmt.Sprintf("it %s (%s), and only %s was allowed: to judge it, add --max-risk %s", risk.Says(), risk, o.MaxRisk, risk)
 			default:
 				for _, h := range s.Hazards {

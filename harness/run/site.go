@@ -162,6 +162,12 @@ func (x *execution) watchPeer(name string, conn *wire.Conn) {
 	}
 }
 
+// anothers says whether a record that is joined by an account's name tells
+// itself that it is of another connection than ours.
+func (j *judgement) anothers(r *witness.Record, key string) bool {
+	return j.peer != "" && field(key) == "user" && r.Peer.IsValid() && witness.PeerKey(r.Peer) != j.peer
+}
+
 // decided says whether a joined record settles a block although it does not
 // have everything that is expected: one that will not grow, of a session that
 // is ours alone.
@@ -240,7 +246,7 @@ func (x *execution) settle() {
 // ---- the log's own proof
 
 // begin sees, before anything is judged, that each source's log is really read:
-// a sign-in of a user that does not exist must appear in it. Old lines that a
+// a session of our own must appear in it. Old lines that a
 // log prints first, and a command that starts late, are thereby passed.
 func (r *runner) begin(ctx context.Context) {
 	if r.care == nil {
@@ -252,7 +258,7 @@ func (r *runner) begin(ctx context.Context) {
 			var err error
 			for range r.care.limits.Openings {
 				bctx, cancel := context.WithTimeout(ctx, r.opts.Deadlines.Witness)
-				err = r.unknownUser(bctx, s, l)
+				err = r.showLine(bctx, s, l)
 				cancel()
 				var unseen *unseenLine
 				if err == nil || ctx.Err() != nil || l.Err() != nil || !errors.As(err, &unseen) {
@@ -328,53 +334,70 @@ func (r *runner) lead(ctx context.Context, it *item, key string, turn chan struc
 	case err != nil:
 		return err
 	case spent:
-		return fmt.Errorf("the plan names no more than %d sign-ins that ask the log", c.limits.Barriers)
+		return fmt.Errorf("the plan names no more than %d sessions that ask the log", c.limits.Barriers)
 	case strings.HasSuffix(key, " login"):
-		return r.unknownUser(ctx, it.source, l)
+		return r.showLine(ctx, it.source, l)
 	}
 	return r.recipientBarrier(ctx, it, l)
 }
 
-// unknownUser signs in as nobody, from a vantage that is neither the proxy nor
-// the new server, and waits for the line that tells of it. The name is of this
-// attempt alone, so that no other line can be taken for it.
-func (r *runner) unknownUser(ctx context.Context, s *Source, l *witness.Log) error {
-	user := fmt.Sprintf("mailproof-%s%s@%s", r.seed, base36(r.barriers.Add(1)), s.Domain)
-	w := l.Watch(witness.Key("user", user))
-	defer w.Close()
+// showLine makes the source write a line of ours to its log, from a vantage
+// that is neither the proxy nor the new server, and waits for it. Where the
+// vantage knows the port that it left from, a session that ends without a
+// sign-in is enough: Dovecot's session id tells the port. Elsewhere a user that
+// does not exist signs in: the name is of this attempt alone, so that no other
+// line can be taken for it.
+func (r *runner) showLine(ctx context.Context, s *Source, l *witness.Log) error {
 	last := errors.New("the source was declared without an IMAP or POP3 endpoint")
 	for _, endpoint := range []string{"imaps", "imap", "pop3s", "pop3"} {
 		if _, ok := s.Endpoint(endpoint); !ok {
 			continue
 		}
-		if last = r.refusedSignIn(ctx, s, endpoint, user); last != nil {
-			if ctx.Err() != nil {
-				break
-			}
-			continue
+		last = r.showLineAt(ctx, s, l, endpoint)
+		var unseen *unseenLine
+		if last == nil || errors.As(last, &unseen) || ctx.Err() != nil || l.Err() != nil {
+			return last
 		}
-		if _, err := w.Await(ctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {
-			if lerr := l.Err(); lerr != nil {
-				return lerr
-			}
-			if errors.Is(context.Cause(ctx), context.Canceled) {
-				return context.Canceled
-			}
-			return &unseenLine{"a sign-in of our own over " + endpoint + " (a user that does not exist)"}
-		}
-		return nil
 	}
-	return fmt.Errorf("the sign-in that was to show it: %w", last)
+	return fmt.Errorf("the session that was to show it: %w", last)
 }
 
-// refusedSignIn tries to sign in as a user that does not exist.
-func (r *runner) refusedSignIn(ctx context.Context, s *Source, endpoint, user string) error {
+func (r *runner) showLineAt(ctx context.Context, s *Source, l *witness.Log, endpoint string) error {
 	nc, ep, err := r.direct(ctx, s, endpoint, IP4)
 	if err != nil {
 		return err
 	}
 	c := wire.New(ctx, nc, "barrier", nil, r.barrierDeadlines(), wire.Shape{})
 	defer c.Close()
+	what, user := "a session of our own over "+endpoint+" (without a sign-in)", ""
+	w := l.Watch()
+	defer w.Close()
+	if c.Local().Port() != 0 {
+		w.Add(witness.PeerKey(c.Local()))
+	} else {
+		user = fmt.Sprintf("mailproof-%s%s@%s", r.seed, base36(r.barriers.Add(1)), s.Domain)
+		what = "a sign-in of our own over " + endpoint + " (of a user that does not exist)"
+		w.Add(witness.Key("user", user))
+	}
+	if err := r.shortSession(s, c, ep, user); err != nil {
+		return err
+	}
+	c.Close()
+	if _, err := w.Await(ctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {
+		switch {
+		case l.Err() != nil:
+			return l.Err()
+		case errors.Is(context.Cause(ctx), context.Canceled):
+			return context.Canceled
+		}
+		return &unseenLine{what}
+	}
+	return nil
+}
+
+// shortSession greets, begins TLS, lets a user that does not exist sign in
+// where one is named, and takes leave.
+func (r *runner) shortSession(s *Source, c *wire.Conn, ep Endpoint, user string) error {
 	cfg := r.target.sourceTLS(s)
 	if ep.TLS == "implicit" {
 		if err := c.StartTLS(cfg); err != nil {
@@ -382,17 +405,17 @@ func (r *runner) refusedSignIn(ctx context.Context, s *Source, endpoint, user st
 		}
 	}
 	v := proto.NewConversation(proto.Protocol(ep.Protocol), c)
-	say := func(line string) (string, error) {
+	say := func(line string) error {
 		if line != "" {
 			v.Sent(line)
 			if err := c.SendLine("", line); err != nil {
-				return "", err
+				return err
 			}
 		}
-		u, err := v.Next(r.opts.Deadlines.Reply)
-		return u.Status, err
+		_, err := v.Next(r.opts.Deadlines.Reply)
+		return err
 	}
-	if _, err := say(""); err != nil {
+	if err := say(""); err != nil {
 		return err
 	}
 	plain := b64("\x00" + user + "\x00wrong-" + user)
@@ -400,17 +423,19 @@ func (r *runner) refusedSignIn(ctx context.Context, s *Source, endpoint, user st
 	if ep.Protocol == "pop3" {
 		starttls, auth, quit = "STLS", "AUTH PLAIN "+plain, "QUIT"
 	}
-	if ep.TLS == "starttls" {
-		if _, err := say(starttls); err != nil {
-			return err
+	if user != "" {
+		if ep.TLS == "starttls" {
+			if err := say(starttls); err != nil {
+				return err
+			}
+			if err := c.StartTLS(cfg); err != nil {
+				return err
+			}
 		}
-		if err := c.StartTLS(cfg); err != nil {
+		if err := say(auth); err != nil {
 			return err
 		}
 	}
-	if _, err := say(auth); err != nil {
-		return err
-	}
-	say(quit) // the line is there already, or comes with the end of the session
+	say(quit) // the line comes with the end of the session
 	return nil
 }

@@ -13,10 +13,12 @@ import (
 
 // An Expect is what is expected of a server's certificate.
 type Expect struct {
-	Name   string   // the name it must be good for; "" when it is pinned or not checked
-	CA     string   // a file of authorities in PEM; "" for those of the system
-	Pins   [][]byte // SHA-256 of public keys (RFC 7469, section 2.4), one of which it must have
-	Reason string   // why it is not checked
+	Name string // the name it must be good for; "" when it is pinned or not checked
+	CA   string // a file of authorities in PEM; "" for those of the system
+	// Pins are SHA-256 sums of public keys (RFC 7469, section 2.4) or of whole
+	// certificates, as the guide's proxy pins them: one of them must fit.
+	Pins   [][]byte
+	Reason string // why it is not checked
 }
 
 // expect reads "name:HOST", "ca:FILE", "pin:sha256:BASE64" or
@@ -44,7 +46,7 @@ func (t table) expect(host string) Expect {
 			b64, ok := strings.CutPrefix(strings.TrimSpace(w), "sha256:")
 			sum, err := base64.StdEncoding.DecodeString(b64)
 			if !ok || err != nil || len(sum) != sha256.Size {
-				t.wrong("tls", "%q is no pin: sha256: and the base64 of the SHA-256 of the public key", w)
+				t.wrong("tls", "%q is no pin: sha256: and the base64 of the SHA-256 of the public key, or of the certificate", w)
 				return e
 			}
 			e.Pins = append(e.Pins, sum)
@@ -69,9 +71,9 @@ func (e Expect) verify() (func(tls.ConnectionState) error, error) {
 				return errors.New("the server showed no certificate")
 			}
 			leaf := s.PeerCertificates[0]
-			sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+			sum, whole := sha256.Sum256(leaf.RawSubjectPublicKeyInfo), sha256.Sum256(leaf.Raw)
 			for _, p := range e.Pins {
-				if string(p) == string(sum[:]) {
+				if string(p) == string(sum[:]) || string(p) == string(whole[:]) {
 					return nil
 				}
 			}

@@ -245,7 +245,7 @@ func (b *builder) vantages() error {
 		if !ok {
 			continue
 		}
-		v := &vantage{name: name, ip4: r.IP4, ip6: r.IP6, dial: r.by(b.o)}
+		v := &vantage{name: name, ip4: r.IP4, ip6: r.IP6, dial: r.by(b.o), portless: r.How == "ssh" || r.How == "socks5"}
 		if r.How == "local" && !r.IP4.IsValid() && !r.IP6.IsValid() {
 			v.ip4, v.ip6 = b.own(name, run.IP4), b.own(name, run.IP6)
 			if !v.ip4.IsValid() && !v.ip6.IsValid() {

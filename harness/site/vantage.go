@@ -13,6 +13,7 @@ import (
 type vantage struct {
 	name     string
 	ip4, ip6 netip.Addr
+	portless bool
 	dial     func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error)
 }
 
@@ -23,6 +24,9 @@ func (v *vantage) Addr(f run.Family) netip.Addr {
 	}
 	return v.ip4
 }
+
+// Portless says whether connections may not know the port that they leave from.
+func (v *vantage) Portless() bool { return v.portless }
 
 // Dial connects from the vantage.
 func (v *vantage) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
