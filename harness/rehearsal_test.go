@@ -173,3 +173,55 @@ func TestDefectsOfASiteAreFound(t *testing.T) {
 		})
 	}
 }
+
+// without takes lines out of a site file: those that begin with the words, and
+// with "[" a whole table.
+func (r *rehearsal) without(words string) {
+	var out []string
+	skip := false
+	for _, line := range strings.Split(r.text, "\n") {
+		if strings.HasPrefix(line, "[") {
+			skip = strings.HasPrefix(words, "[") && strings.HasPrefix(line, words)
+		}
+		if skip || !strings.HasPrefix(words, "[") && strings.HasPrefix(line, words) {
+			continue
+		}
+		out = append(out, line)
+	}
+	r.text = strings.Join(out, "\n")
+}
+
+// Whatever is missing is named, and the answer is never "ready", and never
+// "not ready" for that alone.
+func TestWhatIsMissingAtASiteIsNamed(t *testing.T) {
+	r := rehearse(t, "bookworm")
+	whole := r.text
+	for _, tc := range []struct{ without, names string }{
+		{"client = ", "client to [vantage]"},
+		{"proxy = ", "proxy to [vantage]"},
+		{"relay = ", "relay to [vantage]"},
+		{"neighbour = ", "neighbour to [vantage]"},
+		{"stranger = ", "stranger to [vantage]"},
+		{"log = ", "to [source.old]"},
+		{"[account.", "2 accounts of old"},
+		{"[proxy]", "[proxy]"},
+	} {
+		t.Run(strings.Trim(tc.without, "[ =."), func(t *testing.T) {
+			r.text = whole
+			r.without(tc.without)
+			found := r.judge(t, everything()...)
+			assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged, found.Answer.Sentence)
+			assert.Check(t, strings.Contains(found.Answer.Sentence, tc.names), found.Answer.Sentence)
+			assert.Equal(t, found.Exit, result.ExitUnjudged)
+			assert.Check(t, found.Counts.Pass > 0, "what does not need it is judged all the same")
+			t.Logf("%+v %.1f s: %s", found.Counts, found.Seconds, found.Answer.Sentence)
+		})
+	}
+	t.Run("a password", func(t *testing.T) {
+		r.text = whole
+		delete(r.env, "MAILPROOF_TEST_3")
+		found := r.judge(t, everything()...)
+		assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged, found.Answer.Sentence)
+		assert.Check(t, strings.Contains(found.Answer.Sentence, "MAILPROOF_TEST_3"), found.Answer.Sentence)
+	})
+}

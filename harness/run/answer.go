@@ -68,7 +68,7 @@ func missing(t *Target, o Options, run *result.Run) []string {
 		w.other("the rest of the scenarios (this run was told to take some of them only)")
 	}
 	if t.Proxy == nil {
-		w.other("[proxy], where clients reach the proxy")
+		w.other("[proxy]")
 	}
 	for i := range run.Results {
 		r := &run.Results[i]
@@ -115,9 +115,11 @@ func unseen(t *Target, s *Source, run *result.Run) []string {
 
 // wants gathers what single reasons ask for.
 type wants struct {
-	risk   string
-	allow  []string
-	others []string
+	risk     string
+	allow    []string
+	others   []string
+	accounts map[string]int // by source
+	follows  bool           // something waits for what another result would have witnessed
 }
 
 func (w *wants) other(s string) {
@@ -153,8 +155,18 @@ func (w *wants) reason(s string) {
 		}
 		return
 	}
-	if subject, _, ok := strings.Cut(s, ": to judge "); ok {
-		add += " (" + subject + ")"
+	if strings.Contains(s, unwitnessed) {
+		w.follows = true
+		return
+	}
+	var n int
+	var word, of, source string
+	if k, _ := fmt.Sscan(add, &n, &word, &of, &source); k == 4 && strings.HasPrefix(word, "account") {
+		if w.accounts == nil {
+			w.accounts = map[string]int{}
+		}
+		w.accounts[source] = max(w.accounts[source], n)
+		return
 	}
 	w.other(add)
 }
@@ -171,8 +183,14 @@ func (w *wants) list() []string {
 	}
 	// What a flag cannot give is said first: it takes longer to bring about.
 	list = append(list, w.others...)
+	for _, s := range sortedKeys(w.accounts) {
+		list = append(list, accountsMore(w.accounts[s])+" of "+s)
+	}
 	if flags != "" {
 		list = append(list, flags)
+	}
+	if len(list) == 0 && w.follows {
+		list = append(list, "a witness that the source believes the proxy, on each path on which a sign-in is to fail")
 	}
 	return list
 }

@@ -100,6 +100,7 @@ type limiter struct {
 func (l *limiter) unreachable(it *item) (result.Verdict, string) {
 	f := Family(it.facet.Family)
 	missing, off := "", ""
+	public := l.t.Proxy == nil
 	it.scenario.Walk(func(st script.Step) {
 		o, ok := st.(*script.Open)
 		if !ok {
@@ -129,13 +130,20 @@ func (l *limiter) unreachable(it *item) (result.Verdict, string) {
 	}
 	for _, r := range it.scenario.Refs() {
 		for _, name := range append([]string{r.Name}, r.Args...) {
+			if name == "public" && public {
+				return result.Inconclusive, "it announces where clients reach the proxy, and the site names no proxy: to judge it, add [proxy]"
+			}
 			if slices.Contains(Vantages(), name) && !l.has(name, f) && missing == "" {
 				missing = name
 			}
 		}
 	}
-	if missing != "" {
-		return result.Inconclusive, fmt.Sprintf("no vantage %q with an address in %s is named: to judge it, add %s to [vantage]", missing, f, missing)
+	switch {
+	case missing == "":
+	case l.t.Vantages[missing] == nil:
+		return result.Inconclusive, fmt.Sprintf("it acts from the vantage %s or looks for its address, and the site names no such vantage: to judge it, add %s to [vantage]", missing, missing)
+	default:
+		return result.Inconclusive, fmt.Sprintf("it acts from the vantage %s or looks for its address, which has none in %s: to judge it, add %s to the vantage %s", missing, f, f, missing)
 	}
 	return "", ""
 }
@@ -227,8 +235,8 @@ func (l *limiter) brief(groups [][]*item) {
 		}
 		for _, it := range short {
 			it.verdict = result.Inconclusive
-			it.reason = fmt.Sprintf("it makes a sign-in fail on purpose, and no account may fail more than %d times: to judge it, add %s", l.l.FailedSignIns,
-				accountsMore((fails+l.l.FailedSignIns-1)/l.l.FailedSignIns))
+			it.reason = fmt.Sprintf("it makes a sign-in fail on purpose, and no account may fail more than %d times: to judge it, add %s of %s", l.l.FailedSignIns,
+				accountsMore((fails+l.l.FailedSignIns-1)/l.l.FailedSignIns), it.source.Name)
 		}
 	}
 }
@@ -355,7 +363,7 @@ func (l *lender) take(it *item, repeat int) (lent []int, why string) {
 	n := len(l.failed)
 	need := min(len(it.users), 2)
 	if n < need {
-		return nil, fmt.Sprintf("it needs %d account(s) of %s, and the site names %d: to judge it, add %s", need, it.source.Name, n, accountsMore(need-n))
+		return nil, fmt.Sprintf("it needs %d %s of %s, and the site names %d: to judge it, add %s of %s", need, plural(need, "account", "accounts"), it.source.Name, n, accountsMore(need-n), it.source.Name)
 	}
 	failing := it.scenario.Demand().Failing
 	lent = make([]int, len(it.users))
@@ -408,10 +416,7 @@ func lend(ctx context.Context, named NamedAccounts, which []int) ([]Account, fun
 }
 
 func accountsMore(n int) string {
-	if n == 1 {
-		return "an account"
-	}
-	return fmt.Sprintf("%d accounts", n)
+	return fmt.Sprintf("%d %s", n, plural(n, "account", "accounts"))
 }
 
 // A pacer lets connections leave at the planned rate.

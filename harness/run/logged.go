@@ -62,7 +62,7 @@ func (x *execution) logged(st *script.Witness) error {
 		return err
 	}
 	if lerr := x.r.logErr(x.item.source); lerr != nil && !j.satisfied(rs) {
-		return &openClaim{fmt.Sprintf("%v: to judge this claim, make the log readable for the whole run", lerr)}
+		return &openClaim{fmt.Sprintf("%v: to judge it, add a log of %s that can be read for the whole run", lerr, x.item.source.Name)}
 	}
 	return j.conclude(rs)
 }

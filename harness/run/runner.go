@@ -356,12 +356,12 @@ func (r *runner) accounts(ctx context.Context, it *item) (map[string]Account, fu
 func (r *runner) openLog(ctx context.Context, s *Source) {
 	open, ok := s.Logs["mail"]
 	if !ok {
-		r.logWhy[s] = "no log of " + s.Name + " was named: to judge this claim, say where its mail log can be read"
+		r.logWhy[s] = "no log of " + s.Name + " was named: to judge it, add log = \"file:…\" or \"command:…\" to [source." + s.Name + "]"
 		return
 	}
 	l, err := witness.Follow(ctx, s.Name, open)
 	if err != nil {
-		r.logWhy[s] = fmt.Sprintf("the log of %s cannot be read: %v", s.Name, err)
+		r.logWhy[s] = fmt.Sprintf("the log of %s cannot be read: %v: to judge it, add a log of %s that can be read for the whole run", s.Name, err, s.Name)
 		return
 	}
 	r.logs[s] = l

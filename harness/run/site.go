@@ -81,6 +81,9 @@ func (c *care) learn(it *item, res *result.Result) {
 	}
 }
 
+// unwitnessed marks what is not judged because something else was not.
+const unwitnessed = "was not witnessed in this run"
+
 // untrusted says why a risky item is not run yet, or "".
 func (c *care) untrusted(it *item) string {
 	if !c.risky(it) {
@@ -91,7 +94,7 @@ func (c *care) untrusted(it *item) string {
 	if c.trusted[it.path()] {
 		return ""
 	}
-	return fmt.Sprintf("it makes a sign-in fail from the proxy's address, and that the source believes the proxy on %s was not witnessed in this run: to judge it, add what witnesses that (a log, and --max-risk R4 for submission)", it.facet)
+	return fmt.Sprintf("it makes a sign-in fail from the proxy's address, and that the source believes the proxy on %s %s: to judge it, add what witnesses that", it.facet, unwitnessed)
 }
 
 // joinless says whether an account's name joins no record.
@@ -269,7 +272,7 @@ func (r *runner) begin(ctx context.Context) {
 				err = lerr
 			}
 			if err != nil && ctx.Err() == nil {
-				r.setSilent(s, fmt.Sprintf("the log of %s proves nothing: %v: to judge what rests on it, make it readable for the whole run", s.Name, err))
+				r.setSilent(s, fmt.Sprintf("the log of %s proves nothing: %v: to judge it, add a log of %s that can be read for the whole run", s.Name, err, s.Name))
 			}
 		})
 	}
