@@ -57,7 +57,9 @@ type session struct {
 	waiting  []*script.Reply // <~ and <! until the next <-
 	sent     string          // the last command, as it may be shown
 	user     string          // whose credentials it carried
-	sentAt   time.Time
+	// recipients is how many were accepted for the message that is to come.
+	recipients int
+	sentAt     time.Time
 }
 
 // watching is what a witness step has collected since the execution began.
@@ -576,6 +578,7 @@ func (x *execution) reply(st *script.Reply) error {
 		return x.failed(st.Pos, s, err, wantedReply(s, st.Pattern.Show(x.env)))
 	}
 	x.signedIn(s, u.Status)
+	x.delivered(s, u.Status)
 	caps, ok, err := st.Pattern.Match(u.Status, x.env, true)
 	if err != nil {
 		return fmt.Errorf("%s: %w", st.Pos, err)

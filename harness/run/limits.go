@@ -312,6 +312,10 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 		}
 	}
 	for _, src := range l.t.Sources {
+		if n, ok := src.Accounts.(NamedAccounts); ok && d.Messages > 0 { // what was delivered is removed
+			d.Connections += n.Len()
+			d.SignIns += n.Len()
+		}
 		if len(src.Logs) > 0 {
 			d.Barriers += l.l.Openings + l.l.Barriers
 		}

@@ -83,6 +83,7 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 
 	r.begin(ctx)
 	results := r.all(ctx)
+	left := r.sweep(ctx)
 
 	run := &result.Run{
 		Schema: result.Schema, Tool: o.Tool, Started: began.UTC(), Seconds: time.Since(began).Seconds(),
@@ -91,6 +92,7 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 		Problems: slices.Clone(t.Problems), Diagnoses: []result.Diagnosis{}, Excluded: plan.Excluded,
 		Results: results, Notices: slices.Clone(t.Notices),
 	}
+	run.Problems = append(run.Problems, left...)
 	if run.Problems == nil {
 		run.Problems = []result.Problem{}
 	}

@@ -25,6 +25,7 @@ type care struct {
 	trusted   map[string]bool // paths on which the source was seen to believe the proxy
 	unsettled map[string]bool // accounts of which a line may still come
 	asked     map[*Source]int // barriers so far
+	accepted  map[*Source]int // messages of ours
 	calls     map[string]*barrierCall
 	turns     map[string]chan struct{}
 }
@@ -40,7 +41,7 @@ func newCare(t *Target, o Options) *care {
 		return nil
 	}
 	return &care{limits: t.Limits, pace: newPacer(o.rate(t)), trusted: map[string]bool{}, unsettled: map[string]bool{},
-		asked: map[*Source]int{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
+		asked: map[*Source]int{}, accepted: map[*Source]int{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
 }
 
 func (c *care) wait(ctx context.Context) error {
