@@ -21,6 +21,7 @@ const secretFor = 20 * time.Second
 func shell(ctx context.Context, command string) *exec.Cmd {
 	c := exec.CommandContext(ctx, "/bin/sh", "-c", command)
 	ownGroup(c)
+	c.Cancel = func() error { return killGroup(c) }
 	c.WaitDelay = time.Second
 	return c
 }
