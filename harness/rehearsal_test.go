@@ -3,6 +3,7 @@ package harness_test
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
@@ -224,4 +225,93 @@ func TestWhatIsMissingAtASiteIsNamed(t *testing.T) {
 		assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged, found.Answer.Sentence)
 		assert.Check(t, strings.Contains(found.Answer.Sentence, "MAILPROOF_TEST_3"), found.Answer.Sentence)
 	})
+}
+
+// A log that dies, starts late, prints old lines first, is never ours or is of
+// another time zone and clock is either read rightly or said to prove nothing.
+func TestLogsOfASite(t *testing.T) {
+	r := rehearse(t, "bookworm")
+	whole := r.text
+	only := []harness.Option{harness.Select("client-address.imap", "proxy.imap", "trust.imap-stranger", "relay.greets")}
+	log := func(command string) {
+		r.text = strings.Replace(whole, "log = \"file:mail.log\"", fmt.Sprintf("log = %q", "command:"+strings.ReplaceAll(command, "LOG", filepath.Join(r.dir, "mail.log"))), 1)
+	}
+	for name, tc := range map[string]struct {
+		command string
+		reason  string // why what rests on it is not judged, or "" where it is
+	}{
+		"all of it from its beginning": {"tail -n +1 -F LOG", ""},
+		"starts late":                  {"sleep 1; tail -n 0 -F LOG", ""},
+		"another clock":                {"tail -n 0 -F LOG | sed -u 's/^....-..-..T..:/1999-12-31T23:/'", ""},
+		"two lines in one":             {"tail -n 0 -F LOG | sed -u 's/^/Nov 24 10:00:00 host other: x\\n/'", ""},
+		"dies at once":                 {"exit 7", "the command ended with exit status 7"},
+		"dies":                         {"timeout 1 tail -n 0 -F LOG", "the command ended"},
+		"says nothing":                 {"sleep 600", "did not appear in it"},
+		"is another server's":          {"while sleep 0.1; do echo 'Nov 24 10:00:00 host postfix/smtpd[1]: connect from x[192.0.2.1]'; done", "did not appear in it"},
+		"is not there":                 {"tail -n 0 -f LOG.none", "the command ended"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log(tc.command)
+			found := r.judge(t, only...)
+			witnessed, reasons := 0, ""
+			for i := range found.Results {
+				res := &found.Results[i]
+				assert.Check(t, res.Verdict != result.Fail, "%s: %s", res.Key(), harness.Describe(res))
+				if len(res.Witness) > 0 {
+					witnessed++
+				}
+				reasons += res.Reason + "\n"
+			}
+			if tc.reason == "" {
+				assert.Equal(t, found.Counts.Inconclusive, 0, reasons)
+				assert.Check(t, witnessed > 0)
+				return
+			}
+			assert.Check(t, found.Counts.Inconclusive > 0)
+			assert.Check(t, strings.Contains(reasons, tc.reason), reasons)
+			assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged)
+		})
+	}
+}
+
+// What an operator's other users do is in no report, whatever the log says of them.
+func TestOtherPeoplesLinesAreNotKept(t *testing.T) {
+	r := rehearse(t, "bookworm", "trust-missing")
+	command := fmt.Sprintf("tail -n 0 -F %s | sed -u 's/^/Nov 24 10:00:00 host dovecot: imap-login: Login: user=<nosy.neighbour@example.test>, method=PLAIN, rip=192.0.2.55, lip=192.0.2.1, TLS, session=<abcdefgh>\\n/'", filepath.Join(r.dir, "mail.log"))
+	r.text = strings.Replace(r.text, "log = \"file:mail.log\"", fmt.Sprintf("log = %q", "command:"+command), 1)
+	found := r.judge(t)
+	text, err := json.Marshal(found)
+	assert.NilError(t, err)
+	assert.Check(t, found.Counts.Fail > 0)
+	assert.Check(t, !strings.Contains(string(text), "nosy.neighbour") && !strings.Contains(string(text), "192.0.2.55"))
+	for _, secret := range r.env {
+		assert.Check(t, !strings.Contains(string(text), secret), "a password was told")
+	}
+}
+
+// A run that is interrupted takes away what it has delivered, and hangs nowhere.
+func TestInterruptAtASiteLeavesNoMessage(t *testing.T) {
+	r := rehearse(t, "trixie")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	delivered := 0
+	stop := func(o *run.Options) {
+		o.Rate = 10000
+		o.Observer = func(res result.Result) {
+			if strings.HasPrefix(res.ID, "relay.delivers") && res.Verdict == result.Pass {
+				if delivered++; delivered == 2 {
+					cancel()
+				}
+			}
+		}
+	}
+	found, err := harness.Run(ctx, r.target(t), append(everything(), stop)...)
+	assert.NilError(t, err)
+	assert.Equal(t, found.Exit, result.ExitInterrupted)
+	assert.Check(t, strings.Contains(strings.Join(found.Notices, "\n"), "none is left"), "%v %+v", found.Notices, found.Problems)
+	for i := range found.Results {
+		if res := &found.Results[i]; res.Verdict == result.Error {
+			assert.Equal(t, res.Reason, "interrupted")
+		}
+	}
 }
