@@ -75,7 +75,7 @@ func Open(ctx context.Context, f *File, o Options) (*run.Target, error) {
 		Kind: "site", Vantages: map[string]run.Vantage{}, Limits: run.SiteLimits(),
 		Names: run.Names{
 			Forged: func(fam run.Family) netip.Addr { return fixtures.Forged().Of(string(fam)) },
-			Client: func(fam run.Family, n int) netip.Addr { return fixtures.Announced(n).Of(string(fam)) },
+			Client: announced,
 		},
 	}}
 	if err := b.proxy(); err != nil {
@@ -90,6 +90,17 @@ func Open(ctx context.Context, f *File, o Options) (*run.Target, error) {
 		return nil, err
 	}
 	return b.t, nil
+}
+
+// announced is the address of the nth further client, of a documentation range
+// (RFC 5737, RFC 3849). Dovecot counts failed sign-ins of a whole IPv6 /48
+// together, so that each has a /48 of its own.
+func announced(f run.Family, n int) netip.Addr {
+	if f == run.IP4 {
+		return fixtures.Announced(n).IP4
+	}
+	a := [16]byte{0x20, 0x01, 0x0d, 0xb8, 0x10, byte(n), 15: 0x21}
+	return netip.AddrFrom16(a)
 }
 
 type builder struct {

@@ -438,3 +438,15 @@ tls = "implicit"
 	_, err = Parse("site.toml", []byte(strings.NewReplacer(`domain = "FILL-IN"`, `domain = "example.org"`, `version = "FILL-IN"`, `version = "trixie"`, `address = "FILL-IN"`, `address = "p@example.org"`).Replace(draft)))
 	assert.NilError(t, err, fmt.Sprint(draft))
 }
+
+// The template of the documentation is a site file.
+func TestTheDocumentedTemplateCanBeRead(t *testing.T) {
+	text, err := os.ReadFile("../../docs/site.md")
+	assert.NilError(t, err)
+	_, rest, ok := strings.Cut(string(text), "```toml\n")
+	assert.Assert(t, ok)
+	template, _, ok := strings.Cut(rest, "```\n")
+	assert.Assert(t, ok)
+	_, err = Parse("site.toml", []byte(template))
+	assert.NilError(t, err)
+}
