@@ -237,3 +237,137 @@ func TestSiteReadyOnSockets(t *testing.T) {
 	assert.Equal(t, found.Answer.Verdict, result.Ready, found.Answer.Sentence)
 	assert.Equal(t, s.code, result.ExitOK)
 }
+
+// change gives the site file another text in one place.
+func (l *loopback) change(t *testing.T, old, text string) {
+	t.Helper()
+	changed := strings.Replace(l.text, old, text, 1)
+	assert.Assert(t, changed != l.text, "the site file has no %q", old)
+	l.write(t, changed)
+}
+
+// A server that misbehaves is told of, and nothing hangs past its deadlines.
+func TestSiteOfServersThatMisbehave(t *testing.T) {
+	l := startLoopback(t, "bookworm")
+	var imaps string
+	for _, line := range strings.Split(l.text[strings.Index(l.text, "[source.old]"):], "\n") {
+		if strings.HasPrefix(line, "imaps = ") {
+			imaps = line
+		}
+	}
+	serve := func(t *testing.T, f func(net.Conn)) string {
+		s, err := net.Listen("tcp", net.JoinHostPort(loopSource, "0"))
+		assert.NilError(t, err)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for {
+				c, err := s.Accept()
+				if err != nil {
+					return
+				}
+				wg.Go(func() { f(c); c.Close() })
+			}
+		})
+		t.Cleanup(func() { s.Close(); wg.Wait() })
+		return fmt.Sprintf("imaps = %d", s.Addr().(*net.TCPAddr).Port)
+	}
+	drain := func(c net.Conn) { bufio.NewReader(c).WriteTo(discard{}) }
+	for name, tc := range map[string]struct {
+		f    func(net.Conn)
+		says string
+	}{
+		"speaks no TLS":  {func(c net.Conn) { fmt.Fprint(c, "* OK hello\r\n"); drain(c) }, "DX-17"},
+		"closes at once": {func(net.Conn) {}, "DX-02"},
+		"resets":         {func(c net.Conn) { c.(*net.TCPConn).SetLinger(0) }, "DX-02"},
+		"says endless junk": {func(c net.Conn) {
+			for {
+				if _, err := c.Write(make([]byte, 4096)); err != nil {
+					return
+				}
+			}
+		}, "DX-17"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			at := strings.Index(l.text, "[source.old]")
+			l.write(t, l.text[:at]+strings.Replace(l.text[at:], imaps, serve(t, tc.f), 1))
+			s, found := l.run(t)
+			assert.Equal(t, s.code, result.ExitFailed, s.err)
+			assert.Equal(t, found.Answer.Verdict, result.NotReady)
+			assert.Check(t, cmp.Contains(found.Answer.Sentence, tc.says))
+			assert.Check(t, found.Seconds < 60, "%.1f s", found.Seconds)
+		})
+	}
+}
+
+type discard struct{}
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+
+// A source that is down altogether is no list of failures.
+func TestSiteThatIsDown(t *testing.T) {
+	l := startLoopback(t, "bookworm")
+	l.change(t, fmt.Sprintf("ip4 = %q\ntls = \"name:%s", loopSource, fixtures.SourceHost(0)), fmt.Sprintf("ip4 = \"127.0.0.200\"\ntls = \"name:%s", fixtures.SourceHost(0)))
+	s, found := l.run(t)
+	assert.Equal(t, s.code, result.ExitUnjudged, s.err)
+	assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged)
+	assert.Check(t, cmp.Contains(s.err, "is down: no declared endpoint of it accepts a connection"))
+	assert.Equal(t, found.Counts.Fail, 0)
+}
+
+// A certificate that is not what the file expects fails the claim, in its words.
+func TestSiteWithAnotherCertificate(t *testing.T) {
+	l := startLoopback(t, "bookworm")
+	l.change(t, "name:"+fixtures.SourceHost(0), "name:other.example.test")
+	_, found := l.run(t)
+	assert.Equal(t, found.Answer.Verdict, result.NotReady)
+	assert.Check(t, cmp.Contains(found.Answer.Sentence, "DX-17"))
+}
+
+// An account that is locked, or whose password is wrong, is told apart from a
+// server that refuses everybody.
+func TestSiteWhoseAccountIsLocked(t *testing.T) {
+	l := startLoopback(t, "bookworm")
+	for i := range 20 {
+		t.Setenv(fmt.Sprintf("MAILPROOF_TEST_%d", i), loopCanary+"-of-yesterday")
+	}
+	s, found := l.run(t)
+	t.Log(found.Answer.Sentence)
+	assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged)
+	assert.Check(t, cmp.Contains(found.Answer.Sentence, "the right password of probe0@"))
+	assert.Equal(t, found.Counts.Fail, 0, s.err)
+	log, err := os.ReadFile(filepath.Join(l.dir, "mail.log"))
+	assert.NilError(t, err)
+	for i := range 20 {
+		refused := strings.Count(string(log), fmt.Sprintf("auth failed, 1 attempts in 2 secs): user=<probe%d@", i))
+		assert.Check(t, refused <= 2, "probe%d was refused %d times", i, refused)
+	}
+}
+
+func TestSiteUsage(t *testing.T) {
+	l := startLoopback(t, "bookworm")
+	for name, tc := range map[string]struct {
+		args []string
+		want string
+	}{
+		"no file":       {[]string{"run", "--site", l.site + ".none"}, "no such file"},
+		"a lab as well": {[]string{"run", "--site", l.site, "--lab", "reference"}, "a site is no lab"},
+		"a defect":      {[]string{"plan", "--site", l.site, "--defect", "trust-missing"}, "are for labs"},
+		"keep":          {[]string{"run", "--site", l.site, "--keep"}, "nothing is started for a site"},
+		"rate":          {[]string{"run", "--site", l.site, "--rate=-1"}, "it must be above 0"},
+		"rate of a lab": {[]string{"plan", "--lab", "reference", "--rate", "3"}, "it is for --site"},
+		"allow":         {[]string{"run", "--site", l.site, "--allow", "everything"}, "no such hazard"},
+		"hash":          {[]string{"run", "--site", l.site, "--approve", "0123456789ab"}, "look at the plan again"},
+		"proxy config":  {[]string{"init", "--proxy-config", l.site}, "the format has no such key here"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := mailproof(t, tc.args...)
+			assert.Equal(t, s.code, result.ExitUsage, s.err)
+			assert.Check(t, cmp.Contains(s.err, tc.want))
+		})
+	}
+	l.change(t, "[vantage]", "[vantages]")
+	s := mailproof(t, "run", "--site", l.site)
+	assert.Equal(t, s.code, result.ExitUsage)
+	assert.Check(t, cmp.Contains(s.err, l.site+":"))
+	assert.Check(t, cmp.Contains(s.err, "vantages: unknown key"))
+}

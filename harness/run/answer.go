@@ -62,6 +62,10 @@ func because(run *result.Run) []string {
 func missing(t *Target, o Options, run *result.Run) []string {
 	w := &wants{}
 	for _, p := range run.Problems {
+		if address, ok := strings.CutPrefix(p.Where, "the account "); ok && p.Stage == "account" {
+			w.other("the right password of " + address + ", or another account") // as its results say
+			continue
+		}
 		w.other(fmt.Sprintf("what is missing at %s: %s", p.Where, p.Words))
 	}
 	if len(o.Select) > 0 || o.Shard.Of > 1 {

@@ -113,7 +113,7 @@ func (r *runner) signIn(ctx context.Context, s *Source, endpoint string, a Accou
 			return err
 		}
 		if len(u.Status) < len(want) || u.Status[:len(want)] != want {
-			return fmt.Errorf("the source answered %q", cut(tr.Redact(u.Status), 100))
+			return &refusedError{cut(tr.Redact(u.Status), 100)}
 		}
 		return nil
 	}
@@ -123,6 +123,11 @@ func (r *runner) signIn(ctx context.Context, s *Source, endpoint string, a Accou
 	}
 	return steps(c, cfg, ep.TLS == "starttls", say, "+OK", "STLS", "+OK", "AUTH PLAIN "+plain, "+OK", "QUIT", "+OK")
 }
+
+// A refusedError is a reply that was not hoped for.
+type refusedError struct{ status string }
+
+func (e *refusedError) Error() string { return fmt.Sprintf("the source answered %q", e.status) }
 
 func steps(c *wire.Conn, cfg *tls.Config, upgrade bool, say func(line, want string) error, greeting, starttls, started, auth, authed, quit, bye string) error {
 	if err := say("", greeting); err != nil {

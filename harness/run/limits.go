@@ -208,8 +208,9 @@ func (l *limiter) brief(groups [][]*item) {
 		fails := 0
 		left := script.Demand{Connections: 1 << 30, SignIns: 1 << 30}
 		if l.o.Brief {
-			left.Connections, left.SignIns = l.l.Connections, l.l.SignIns
-			if len(src.Logs) > 0 { // for the barrier that every run begins with
+			lend.few = min(len(lend.failed), briefAccounts)
+			left.Connections, left.SignIns = l.l.Connections-lend.few, l.l.SignIns-lend.few // each is tried once first
+			if len(src.Logs) > 0 {                                                          // for the barrier that every run begins with
 				left.Connections -= 2
 			}
 		}
@@ -312,9 +313,21 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 		}
 	}
 	for _, src := range l.t.Sources {
-		if n, ok := src.Accounts.(NamedAccounts); ok && d.Messages > 0 { // what was delivered is removed
-			d.Connections += n.Len()
-			d.SignIns += n.Len()
+		used := map[int]bool{}
+		for _, g := range groups {
+			for _, it := range g {
+				for _, i := range it.lent {
+					if it.source == src && it.verdict == "" {
+						used[i] = true
+					}
+				}
+			}
+		}
+		d.Connections += len(used) // each is tried once first
+		d.SignIns += len(used)
+		if d.Messages > 0 { // and what was delivered is removed
+			d.Connections += len(used)
+			d.SignIns += len(used)
 		}
 		if len(src.Logs) > 0 {
 			d.Barriers += l.l.Openings + l.l.Barriers
@@ -339,10 +352,14 @@ func (o Options) rate(t *Target) float64 {
 	return t.Limits.Rate
 }
 
+// briefAccounts is how many accounts a first look makes do with.
+const briefAccounts = 3
+
 // A lender gives each item its accounts, so that none fails to sign in more
 // often than it may.
 type lender struct {
 	named  NamedAccounts
+	few    int // with how many it makes do, where it can; 0 for all
 	failed []int
 	next   int
 	most   int
@@ -379,8 +396,12 @@ func (l *lender) take(it *item, repeat int) (lent []int, why string) {
 				continue
 			}
 			at := -1
-			for k := range n {
-				c := (l.next + k) % n
+			among := n
+			if l.few >= len(it.users) && fails == 0 {
+				among = l.few
+			}
+			for k := range among {
+				c := (l.next + k) % among
 				if l.failed[c]+fails > l.most && fails > 0 || taken[c] && (len(it.users) <= n || wrong) {
 					continue
 				}

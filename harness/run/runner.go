@@ -92,6 +92,9 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 		Problems: slices.Clone(t.Problems), Diagnoses: []result.Diagnosis{}, Excluded: plan.Excluded,
 		Results: results, Notices: slices.Clone(t.Notices),
 	}
+	if r.care != nil {
+		run.Problems = append(run.Problems, r.care.problems...)
+	}
 	run.Problems = append(run.Problems, left...)
 	if run.Problems == nil {
 		run.Problems = []result.Problem{}
@@ -346,6 +349,12 @@ func (r *runner) accounts(ctx context.Context, it *item) (map[string]Account, fu
 	}
 	if err != nil {
 		return nil, nil, &openClaim{fmt.Sprintf("it needs %d account(s) of %s: %v", len(it.users), it.source.Name, err)}
+	}
+	for _, a := range list {
+		if why := r.care.leftAlone(a); why != "" {
+			release()
+			return nil, nil, &openClaim{why}
+		}
 	}
 	m := make(map[string]Account, len(it.users))
 	for i, u := range it.users {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,10 +23,13 @@ type care struct {
 	pace   *pacer
 
 	mu        sync.Mutex
-	trusted   map[string]bool // paths on which the source was seen to believe the proxy
-	unsettled map[string]bool // accounts of which a line may still come
-	asked     map[*Source]int // barriers so far
-	accepted  map[*Source]int // messages of ours
+	trusted   map[string]bool   // paths on which the source was seen to believe the proxy
+	unsettled map[string]bool   // accounts of which a line may still come
+	asked     map[*Source]int   // barriers so far
+	accepted  map[*Source]int   // messages of ours
+	refusals  map[string]int    // of right passwords, by account
+	withdrawn map[string]string // what was said of accounts that are left alone
+	problems  []result.Problem
 	calls     map[string]*barrierCall
 	turns     map[string]chan struct{}
 }
@@ -41,7 +45,7 @@ func newCare(t *Target, o Options) *care {
 		return nil
 	}
 	return &care{limits: t.Limits, pace: newPacer(o.rate(t)), trusted: map[string]bool{}, unsettled: map[string]bool{},
-		asked: map[*Source]int{}, accepted: map[*Source]int{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
+		asked: map[*Source]int{}, accepted: map[*Source]int{}, refusals: map[string]int{}, withdrawn: map[string]string{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
 }
 
 func (c *care) wait(ctx context.Context) error {
@@ -209,6 +213,9 @@ func (x *execution) signs() {
 func (x *execution) signedIn(s *session, status string) {
 	user := s.user
 	s.user = ""
+	if user != "" && x.r.care != nil && refusal(s.open.Protocol, status) {
+		x.r.care.refused(x.env.accounts[user].Address, status)
+	}
 	if x.signed == nil || user == "" || s.open.Protocol == "smtp" {
 		return
 	}
@@ -260,8 +267,12 @@ func (r *runner) begin(ctx context.Context) {
 	for s, l := range r.logs {
 		wg.Go(func() {
 			var err error
-			for range r.care.limits.Openings {
-				bctx, cancel := context.WithTimeout(ctx, r.opts.Deadlines.Witness)
+			wait := r.opts.Deadlines.Witness / 10 // a command that has just begun misses the first
+			for n := range r.care.limits.Openings {
+				if wait *= 2; n == r.care.limits.Openings-1 {
+					wait = r.opts.Deadlines.Witness
+				}
+				bctx, cancel := context.WithTimeout(ctx, wait)
 				err = r.showLine(bctx, s, l)
 				cancel()
 				var unseen *unseenLine
@@ -278,6 +289,9 @@ func (r *runner) begin(ctx context.Context) {
 		})
 	}
 	wg.Wait()
+	for _, s := range r.target.Sources {
+		r.care.problems = append(r.care.problems, r.checkAccounts(ctx, s)...)
+	}
 }
 
 // siteBarrier is the barrier at a target with limits. Those who ask while one
@@ -442,4 +456,128 @@ func (r *runner) shortSession(s *Source, c *wire.Conn, ep Endpoint, user string)
 	}
 	say(quit) // the line comes with the end of the session
 	return nil
+}
+
+// ---- accounts
+
+// maxRefused is how often a right password may be refused before its account
+// is left alone: it is locked, or the password is not the right one.
+const maxRefused = 2
+
+// refusal says whether a reply refuses credentials, and not a mechanism, a
+// name or the moment (RFC 5530, RFC 3206, RFC 4954).
+func refusal(protocol, status string) bool {
+	switch protocol {
+	case "smtp":
+		return strings.HasPrefix(status, "535")
+	case "pop3":
+		return strings.HasPrefix(status, "-ERR") && strings.Contains(status, "[AUTH]")
+	case "managesieve":
+		return strings.HasPrefix(status, "NO") && strings.Contains(strings.ToLower(status), "authentication failed")
+	}
+	for _, code := range []string{"[AUTHENTICATIONFAILED]", "[AUTHORIZATIONFAILED]", "[EXPIRED]", "[CONTACTADMIN]"} {
+		if strings.Contains(status, code) {
+			return true
+		}
+	}
+	return false
+}
+
+// refused counts a refusal of a right password.
+func (c *care) refused(address, reply string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refusals[address]++; c.refusals[address] >= maxRefused {
+		c.withdrawn[address] = reply
+	}
+}
+
+// leftAlone says why an account is left alone, or "".
+func (c *care) leftAlone(a Account) string {
+	if c == nil {
+		return ""
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	reply, ok := c.withdrawn[a.Address]
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("the account %s is refused (%q), and is left alone: to judge it, add the right password of %s, or another account", a.Address, reply, a.Address)
+}
+
+// checkAccounts signs in once with each account that the plan uses, from a
+// vantage that is neither the proxy nor the new server. One that is refused is
+// a problem of the site's, and is not used.
+func (r *runner) checkAccounts(ctx context.Context, s *Source) []result.Problem {
+	named, ok := s.Accounts.(NamedAccounts)
+	if !ok {
+		return nil
+	}
+	var problems []result.Problem
+	for _, i := range r.plan.lent(s) {
+		as, release, err := named.TakeThese(ctx, []int{i})
+		if err != nil {
+			return problems
+		}
+		reply := r.checkAccount(ctx, s, as[0])
+		release()
+		if reply == "" || ctx.Err() != nil {
+			continue
+		}
+		r.care.mu.Lock()
+		r.care.withdrawn[as[0].Address] = reply
+		r.care.mu.Unlock()
+		problems = append(problems, result.Problem{Source: s.Name, Stage: "account", Where: "the account " + as[0].Address, Words: reply,
+			Remedy: &result.Remedy{Text: "The source refuses this password, or the account is locked. What needs the account is not judged; it was tried once and is left alone."}})
+	}
+	return problems
+}
+
+// checkAccount returns what the source says where it refuses the account.
+func (r *runner) checkAccount(ctx context.Context, s *Source, a Account) (reply string) {
+	var w *witness.Watch
+	if l := r.log(s); l != nil && r.silent(s) == "" {
+		w = l.Watch(witness.Key("user", a.Address))
+		defer w.Close()
+	}
+	for _, endpoint := range []string{"imaps", "imap", "pop3s", "pop3"} {
+		if _, ok := s.Endpoint(endpoint); !ok {
+			continue
+		}
+		err := r.signIn(ctx, s, endpoint, a, nil)
+		var no *refusedError
+		if errors.As(err, &no) {
+			if protocol, _, _ := strings.Cut(endpoint, "s"); refusal(protocol, no.status) {
+				return no.status
+			}
+			return "" // it refuses the form, not the password: that is for the scenarios
+		}
+		if err != nil {
+			continue
+		}
+		if w != nil {
+			wctx, cancel := context.WithTimeout(ctx, r.opts.grace())
+			defer cancel()
+			if _, err := w.Await(wctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {
+				r.care.mu.Lock()
+				r.care.unsettled[a.Address] = true
+				r.care.mu.Unlock()
+			}
+		}
+		return ""
+	}
+	return ""
+}
+
+// lent lists the accounts of a source that the plan uses, by their indexes.
+func (p *Plan) lent(s *Source) []int {
+	var list []int
+	for _, it := range p.items {
+		if it.source == s && it.verdict == "" {
+			list = append(list, it.lent...)
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
 }

