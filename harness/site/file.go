@@ -174,10 +174,9 @@ func (p *parser) place(path []string) Place {
 
 // A table is one table of the document. Whatever is not asked for is unknown.
 type table struct {
-	p     *parser
-	path  []string
-	m     map[string]any
-	asked map[string]bool
+	p    *parser
+	path []string
+	m    map[string]any
 }
 
 func (t table) key(name string) []string { return append(slices.Clone(t.path), name) }

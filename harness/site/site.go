@@ -32,8 +32,6 @@ type Options struct {
 	// Dial connects from an address for vantages of the kind bind, in the place
 	// of this machine's own network; nil uses that.
 	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error)
-	// Now is the clock by which exclusions end; nil is time.Now.
-	Now func() time.Time
 }
 
 func (o Options) env(name string) (string, bool) {
@@ -48,13 +46,6 @@ func (o Options) ssh() string {
 		return o.SSH
 	}
 	return "ssh"
-}
-
-func (o Options) now() time.Time {
-	if o.Now != nil {
-		return o.Now()
-	}
-	return time.Now()
 }
 
 func (o Options) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
