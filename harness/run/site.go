@@ -214,7 +214,7 @@ func (x *execution) signedIn(s *session, status string) {
 	user := s.user
 	s.user = ""
 	if user != "" && x.r.care != nil && refusal(s.open.Protocol, status) {
-		x.r.care.refused(x.env.accounts[user].Address, status)
+		x.r.care.refused(x.env.accounts[user].Address, cut(x.redacted(status), 100))
 	}
 	if x.signed == nil || user == "" || s.open.Protocol == "smtp" {
 		return
