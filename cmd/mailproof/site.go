@@ -136,6 +136,7 @@ func printDemand(w io.Writer, d *run.Demand) {
 		}
 		fmt.Fprintf(w, "to see that the log is read: 1 to %d more sessions, %s; none from the proxy or the new server\n", d.Barriers, how)
 	}
+	fmt.Fprintf(w, "at worst, whatever the servers do, it takes %s (--timeout and --jobs shorten it)\n", time.Duration(d.AtMost*float64(time.Second)).Round(time.Second))
 	fmt.Fprintln(w, "where a port does not answer, the source's other ports are tried until one does, to tell a dead port from a dead server")
 }
 

@@ -277,6 +277,7 @@ func TestSiteOfServersThatMisbehave(t *testing.T) {
 		says string
 	}{
 		"speaks no TLS":  {func(c net.Conn) { fmt.Fprint(c, "* OK hello\r\n"); drain(c) }, "DX-17"},
+		"never speaks":   {drain, "imaps"},
 		"closes at once": {func(net.Conn) {}, "DX-02"},
 		"resets":         {func(c net.Conn) { c.(*net.TCPConn).SetLinger(0) }, "DX-02"},
 		"says endless junk": {func(c net.Conn) {

@@ -59,8 +59,9 @@ type Demand struct {
 	Barriers      int     `json:"barriers"`        // at most: sessions that only the log is to show
 	UnknownUsers  int     `json:"unknown_users"`   // at most: those of them in which a user that does not exist signs in
 	Messages      int     `json:"messages"`
-	Rate          float64 `json:"rate"` // connections a second
-	Seconds       float64 `json:"seconds"`
+	Rate          float64 `json:"rate"`            // connections a second
+	Seconds       float64 `json:"seconds"`         // that the pace alone takes
+	AtMost        float64 `json:"at_most_seconds"` // whatever the servers do
 }
 
 // limit marks what may not be run, chooses the accounts of what may, and counts.
@@ -300,11 +301,14 @@ func weigh(it *item) int {
 func (l *limiter) demand(groups [][]*item) *Demand {
 	n := max(1, l.o.Repeat)
 	d := &Demand{Rate: l.o.rate(l.t)}
+	o := l.o.withDefaults(l.t.Kind)
+	runs := 0
 	for _, g := range groups {
 		for _, it := range g {
 			if it.verdict != "" {
 				continue
 			}
+			runs += n
 			s := it.scenario.Demand()
 			d.Connections += n * (s.Connections + s.Mailboxes)
 			d.SignIns += n * (s.SignIns + s.Mailboxes)
@@ -323,11 +327,13 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 				}
 			}
 		}
+		d.AtMost += (time.Duration(l.l.Openings)*o.Deadlines.Witness + time.Duration(len(used))*o.Timeout).Seconds()
 		d.Connections += len(used) // each is tried once first
 		d.SignIns += len(used)
 		if d.Messages > 0 { // and what was delivered is removed
 			d.Connections += len(used)
 			d.SignIns += len(used)
+			d.AtMost += sweepFor.Seconds()
 		}
 		if len(src.Logs) > 0 {
 			d.Barriers += l.l.Openings + l.l.Barriers
@@ -341,6 +347,8 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 	if d.Rate > 0 {
 		d.Seconds = float64(d.Connections) / d.Rate
 	}
+	// What makes sign-ins fail waits for the rest, so that two rounds are not full.
+	d.AtMost += (time.Duration((runs+o.Jobs-1)/o.Jobs+1) * o.Timeout).Seconds()
 	return d
 }
 

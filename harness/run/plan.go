@@ -214,7 +214,9 @@ func (p *Plan) hash() string {
 			strings.Join(it.Connects, "\n"), it.Blocked, it.Sends}, "\n"))
 	}
 	if p.Demand != nil {
-		lines = append(lines, fmt.Sprintf("demand %+v", *p.Demand))
+		d := *p.Demand
+		d.AtMost = 0 // it depends on how many run at a time
+		lines = append(lines, fmt.Sprintf("demand %+v", d))
 	}
 	sort.Strings(lines)
 	sum := sha256.Sum256([]byte(strings.Join(lines, "\n\x00\n")))

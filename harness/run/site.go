@@ -23,12 +23,13 @@ type care struct {
 	pace   *pacer
 
 	mu        sync.Mutex
-	trusted   map[string]bool   // paths on which the source was seen to believe the proxy
-	unsettled map[string]bool   // accounts of which a line may still come
-	asked     map[*Source]int   // barriers so far
-	accepted  map[*Source]int   // messages of ours
-	refusals  map[string]int    // of right passwords, by account
-	withdrawn map[string]string // what was said of accounts that are left alone
+	trusted   map[string]bool    // paths on which the source was seen to believe the proxy
+	unsettled map[string]bool    // accounts of which a line may still come
+	asked     map[*Source]int    // barriers so far
+	shows     map[*Source]string // the endpoint at which a barrier was made
+	accepted  map[*Source]int    // messages of ours
+	refusals  map[string]int     // of right passwords, by account
+	withdrawn map[string]string  // what was said of accounts that are left alone
 	problems  []result.Problem
 	calls     map[string]*barrierCall
 	turns     map[string]chan struct{}
@@ -45,7 +46,7 @@ func newCare(t *Target, o Options) *care {
 		return nil
 	}
 	return &care{limits: t.Limits, pace: newPacer(o.rate(t)), trusted: map[string]bool{}, unsettled: map[string]bool{},
-		asked: map[*Source]int{}, accepted: map[*Source]int{}, refusals: map[string]int{}, withdrawn: map[string]string{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
+		asked: map[*Source]int{}, shows: map[*Source]string{}, accepted: map[*Source]int{}, refusals: map[string]int{}, withdrawn: map[string]string{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
 }
 
 func (c *care) wait(ctx context.Context) error {
@@ -272,9 +273,7 @@ func (r *runner) begin(ctx context.Context) {
 				if wait *= 2; n == r.care.limits.Openings-1 {
 					wait = r.opts.Deadlines.Witness
 				}
-				bctx, cancel := context.WithTimeout(ctx, wait)
-				err = r.showLine(bctx, s, l)
-				cancel()
+				err = r.showLine(ctx, s, l, wait)
 				var unseen *unseenLine
 				if err == nil || ctx.Err() != nil || l.Err() != nil || !errors.As(err, &unseen) {
 					break
@@ -354,7 +353,7 @@ func (r *runner) lead(ctx context.Context, it *item, key string, turn chan struc
 	case spent:
 		return fmt.Errorf("the plan names no more than %d sessions that ask the log", c.limits.Barriers)
 	case strings.HasSuffix(key, " login"):
-		return r.showLine(ctx, it.source, l)
+		return r.showLine(ctx, it.source, l, r.opts.Deadlines.Witness)
 	}
 	return r.recipientBarrier(ctx, it, l)
 }
@@ -365,22 +364,42 @@ func (r *runner) lead(ctx context.Context, it *item, key string, turn chan struc
 // sign-in is enough: Dovecot's session id tells the port. Elsewhere a user that
 // does not exist signs in: the name is of this attempt alone, so that no other
 // line can be taken for it.
-func (r *runner) showLine(ctx context.Context, s *Source, l *witness.Log) error {
+//
+// An endpoint that does not serve is passed over, and the one that did is asked
+// first from then on.
+func (r *runner) showLine(ctx context.Context, s *Source, l *witness.Log, wait time.Duration) error {
 	last := errors.New("the source was declared without an IMAP or POP3 endpoint")
-	for _, endpoint := range []string{"imaps", "imap", "pop3s", "pop3"} {
+	for _, endpoint := range r.care.endpoints(s) {
 		if _, ok := s.Endpoint(endpoint); !ok {
 			continue
 		}
-		last = r.showLineAt(ctx, s, l, endpoint)
+		last = r.showLineAt(ctx, s, l, endpoint, wait)
 		var unseen *unseenLine
-		if last == nil || errors.As(last, &unseen) || ctx.Err() != nil || l.Err() != nil {
+		if last == nil || errors.As(last, &unseen) {
+			r.care.mu.Lock()
+			r.care.shows[s] = endpoint
+			r.care.mu.Unlock()
+			return last
+		}
+		if ctx.Err() != nil || l.Err() != nil {
 			return last
 		}
 	}
 	return fmt.Errorf("the session that was to show it: %w", last)
 }
 
-func (r *runner) showLineAt(ctx context.Context, s *Source, l *witness.Log, endpoint string) error {
+// endpoints are where our own sessions sign in or show a line: where that was
+// seen to work, or else anywhere.
+func (c *care) endpoints(s *Source) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if works := c.shows[s]; works != "" {
+		return []string{works}
+	}
+	return []string{"imaps", "imap", "pop3s", "pop3"}
+}
+
+func (r *runner) showLineAt(ctx context.Context, s *Source, l *witness.Log, endpoint string, wait time.Duration) error {
 	nc, ep, err := r.direct(ctx, s, endpoint, IP4)
 	if err != nil {
 		return err
@@ -401,7 +420,9 @@ func (r *runner) showLineAt(ctx context.Context, s *Source, l *witness.Log, endp
 		return err
 	}
 	c.Close()
-	if _, err := w.Await(ctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {
+	wctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	if _, err := w.Await(wctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {
 		switch {
 		case l.Err() != nil:
 			return l.Err()
@@ -536,12 +557,14 @@ func (r *runner) checkAccounts(ctx context.Context, s *Source) []result.Problem 
 
 // checkAccount returns what the source says where it refuses the account.
 func (r *runner) checkAccount(ctx context.Context, s *Source, a Account) (reply string) {
+	ctx, end := context.WithTimeout(ctx, r.opts.Timeout)
+	defer end()
 	var w *witness.Watch
 	if l := r.log(s); l != nil && r.silent(s) == "" {
 		w = l.Watch(witness.Key("user", a.Address))
 		defer w.Close()
 	}
-	for _, endpoint := range []string{"imaps", "imap", "pop3s", "pop3"} {
+	for _, endpoint := range r.care.endpoints(s) {
 		if _, ok := s.Endpoint(endpoint); !ok {
 			continue
 		}
