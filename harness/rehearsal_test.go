@@ -308,6 +308,9 @@ func TestInterruptAtASiteLeavesNoMessage(t *testing.T) {
 	found, err := harness.Run(ctx, r.target(t), append(everything(), stop)...)
 	assert.NilError(t, err)
 	assert.Equal(t, found.Exit, result.ExitInterrupted)
+	assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged)
+	assert.Check(t, strings.Contains(found.Answer.Sentence, "a run to its end"), found.Answer.Sentence)
+	assert.Check(t, !strings.Contains(found.Answer.Sentence, "waiting for"), found.Answer.Sentence)
 	assert.Check(t, strings.Contains(strings.Join(found.Notices, "\n"), "none is left"), "%v %+v", found.Notices, found.Problems)
 	for i := range found.Results {
 		if res := &found.Results[i]; res.Verdict == result.Error {

@@ -134,6 +134,10 @@ func (w *wants) other(s string) {
 
 // reason takes what a result's reason says after "to judge …, add".
 func (w *wants) reason(s string) {
+	if s == "interrupted" {
+		w.other("a run to its end (this one was interrupted)")
+		return
+	}
 	_, add, ok := strings.Cut(s, ": to judge ")
 	if ok {
 		_, add, ok = strings.Cut(add, ", ")

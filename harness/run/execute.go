@@ -80,6 +80,9 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
 	accounts, release, err := r.accounts(ctx, it)
 	if err != nil {
 		res.Verdict, res.Reason = result.Inconclusive, err.Error()
+		if errors.Is(context.Cause(ctx), errInterrupted) {
+			res.Verdict, res.Reason = result.Error, "interrupted"
+		}
 		return res
 	}
 	defer release()
