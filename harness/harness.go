@@ -64,7 +64,18 @@ func Scenarios(list []*script.Scenario) Option {
 }
 
 // MaxRisk leaves out what could do more than this to the target.
-func MaxRisk(r script.Risk) Option { return func(o *run.Options) { o.MaxRisk = r } }
+func MaxRisk(r script.Risk) Option {
+	return func(o *run.Options) { o.MaxRisk, o.Brief = r, false }
+}
+
+// Allow lets hazards be met, and the proxy's and the new server's addresses be
+// blamed, at a target with limits. Labs allow all.
+func Allow(words ...string) Option {
+	return func(o *run.Options) { o.Allow = append(o.Allow, words...) }
+}
+
+// Rate is how many connections are made a second at a target with limits.
+func Rate(perSecond float64) Option { return func(o *run.Options) { o.Rate = perSecond } }
 
 // Repeat runs each scenario n times; differing verdicts make it unstable.
 func Repeat(n int) Option { return func(o *run.Options) { o.Repeat = n } }
@@ -86,8 +97,13 @@ func With(opts run.Options) Option { return func(o *run.Options) { *o = opts } }
 
 // options applies what was given over what labs are run with: every scenario,
 // every risk, every hazard.
-func options(opts []Option) (run.Options, error) {
+//
+// At a target with limits it is what a first look may do: R1, and no hazard.
+func options(t *Target, opts []Option) (run.Options, error) {
 	o := run.Options{MaxRisk: script.R5, Allow: []string{"ban", "flood", "loop", "restart"}}
+	if t.Limits != nil {
+		o = run.Options{MaxRisk: script.R1, Brief: true}
+	}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -104,7 +120,7 @@ func options(opts []Option) (run.Options, error) {
 // Run judges a target. An error means that nothing was run: a selection that
 // names nothing, a plan that was not approved.
 func Run(ctx context.Context, t *Target, opts ...Option) (*result.Run, error) {
-	o, err := options(opts)
+	o, err := options(t, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +129,7 @@ func Run(ctx context.Context, t *Target, opts ...Option) (*result.Run, error) {
 
 // Plan says what [Run] would connect to and send, without doing it.
 func Plan(t *Target, opts ...Option) (*run.Plan, error) {
-	o, err := options(opts)
+	o, err := options(t, opts)
 	if err != nil {
 		return nil, err
 	}

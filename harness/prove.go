@@ -241,7 +241,7 @@ func Prove(ctx context.Context, o ProveOptions) (*Matrix, error) {
 	if o.Progress == nil {
 		o.Progress = func(string) {}
 	}
-	opts, err := options([]Option{With(o.Run)})
+	opts, err := options(&Target{}, []Option{With(o.Run)})
 	if err != nil {
 		return nil, err
 	}

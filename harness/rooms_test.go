@@ -12,7 +12,7 @@ import (
 // list, never the ones below.
 var rooms = []string{
 	"harness/result", "harness/wire", "harness/proto", "harness/script", "harness/witness", "harness/run", "harness/manage",
-	"harness/reference", "fixtures", "scenarios", "harness", "containers", "reports", "cmd/mailproof",
+	"harness/reference", "fixtures", "scenarios", "harness/site", "harness", "containers", "reports", "cmd/mailproof",
 }
 
 const module = "github.com/mailproof/mailproof/"

@@ -402,6 +402,25 @@ func (c *Console) summary(d *digest) {
 	}
 	c.line(c.paint(colour, visible(fmt.Sprintf("%s%s in %.1f s: %s. Exit status %d: %s.", counted(d.counts.Total(), "result", "results"), shard,
 		run.Seconds, countWords(d.counts), run.Exit, d.exitWords()))))
+	c.answer(run.Answer)
+}
+
+// answer is the sentence that a run at a site ends with.
+func (c *Console) answer(a *result.Answer) {
+	if a == nil {
+		return
+	}
+	c.line("")
+	c.prose("", sentence(a))
+}
+
+// sentence is an answer as a sentence of its own.
+func sentence(a *result.Answer) string {
+	s := visible(a.Sentence)
+	if s != "" {
+		s = strings.ToUpper(s[:1]) + s[1:]
+	}
+	return s + "."
 }
 
 // begin is what to do first, in one sentence.

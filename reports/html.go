@@ -184,6 +184,12 @@ func (p *page) answer() {
 	p.open("li", "class", "soft small")
 	p.text(fmt.Sprintf("%s in %.1f s, exit status %d: %s", counted(p.d.counts.Total(), "result", "results"), p.run.Seconds, p.run.Exit, p.d.exitWords()))
 	p.close("li", "ul")
+	if a := p.run.Answer; a != nil {
+		p.open("div", "class", "notice", "role", "note")
+		p.open("p")
+		p.el("strong", sentence(a))
+		p.close("p", "div")
+	}
 	for _, n := range p.run.Notices {
 		p.open("div", "class", "notice", "role", "note")
 		p.open("p")

@@ -56,8 +56,12 @@ func WriteJUnit(w io.Writer, run *result.Run) error {
 		for _, c := range s.cases {
 			x.testcase(c())
 		}
-		if len(run.Notices) > 0 {
-			x.element(2, "system-out", nil, strings.Join(run.Notices, "\n"))
+		notices := run.Notices
+		if run.Answer != nil {
+			notices = append([]string{sentence(run.Answer)}, notices...)
+		}
+		if len(notices) > 0 {
+			x.element(2, "system-out", nil, strings.Join(notices, "\n"))
 		}
 		x.close(1, "testsuite")
 	}

@@ -27,6 +27,9 @@ func WriteMarkdown(w io.Writer, run *result.Run) error {
 	m.put("## mailproof: %s\n\n", mdText(d.headline()))
 	m.put("%s. %s in %.1f s: %s. Exit status %d: %s.\n", mdText(clip(targetWords(run), 500)),
 		counted(d.counts.Total(), "result", "results"), run.Seconds, d.countWords(), run.Exit, mdText(d.exitWords()))
+	if run.Answer != nil {
+		m.put("\n**%s**\n", mdText(clip(sentence(run.Answer), 2000)))
+	}
 	for i, n := range run.Notices {
 		if i == maxMarkdownRows {
 			break

@@ -37,6 +37,7 @@ type cli struct {
 	Run     runCmd     `cmd:"" help:"Judge a target."`
 	Prove   proveCmd   `cmd:"" help:"Show that every assertion can fail: run the scenarios against known-bad sources."`
 	Doctor  doctorCmd  `cmd:"" help:"Say what this machine can judge, and what is missing."`
+	Init    initCmd    `cmd:"" help:"Write a site.toml from your proxy's configuration."`
 	Report  reportCmd  `cmd:"" help:"Merge or compare JSON reports."`
 	Proxy   proxyCmd   `cmd:"" help:"Run the reference proxy by itself."`
 	Vantage vantageCmd `cmd:"" hidden:"" help:"Serve a vantage over standard input and output (inside a lab's containers)."`

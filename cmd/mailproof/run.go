@@ -17,8 +17,8 @@ import (
 
 // riskFlags say what a run may do, and how it is executed.
 type riskFlags struct {
-	MaxRisk string        `placeholder:"Rn" help:"Leave out scenarios above this risk, R0 to R5. Labs allow all."`
-	Allow   []string      `placeholder:"HAZARD,..." help:"Hazards that may be met: ban, flood, loop, restart. Labs allow all."`
+	MaxRisk string        `placeholder:"Rn" help:"Leave out scenarios above this risk, R0 to R5. Labs allow all, sites R1."`
+	Allow   []string      `placeholder:"HAZARD,..." help:"Hazards that may be met: ban, flood, loop, restart; at a site also failed-sign-ins, protocol-errors, bad-recipients from the proxy and the new server. Labs allow all."`
 	Approve string        `placeholder:"HASH" help:"Run only the plan with this hash."`
 	Repeat  int           `default:"1" placeholder:"N" help:"Run each scenario N times; differing verdicts fail."`
 	Shard   string        `placeholder:"I/N" help:"Run the Ith of N parts of the plan."`
@@ -29,6 +29,7 @@ type riskFlags struct {
 
 type planCmd struct {
 	targetFlags
+	siteFlags
 	selectionFlags
 	riskFlags
 	Keep     bool   `help:"(As for run.)"`
@@ -40,6 +41,12 @@ type planCmd struct {
 }
 
 func (c *planCmd) Run(ctx context.Context, con *console) error {
+	if c.Site != "" {
+		return c.site(ctx, con)
+	}
+	if err := c.unused(); err != nil {
+		return err
+	}
 	chosen := c.choose(ctx)
 	specs, err := c.sources(chosen.lab)
 	if err != nil {
@@ -84,6 +91,9 @@ func printPlan(w io.Writer, p *run.Plan, lab string, verbose bool) {
 		for _, c := range it.Connects {
 			fmt.Fprintf(w, "  %s\n", c)
 		}
+		for _, n := range it.NotRun {
+			fmt.Fprintf(w, "  not run at %s\n", n)
+		}
 		connections += len(it.Connects)
 		if verbose {
 			fmt.Fprintf(w, "\n    %s\n", strings.ReplaceAll(strings.TrimRight(it.Sends, "\n"), "\n", "\n    "))
@@ -94,17 +104,25 @@ func printPlan(w io.Writer, p *run.Plan, lab string, verbose bool) {
 	if len(p.Items) == 1 {
 		word = "scenario"
 	}
-	fmt.Fprintf(w, "%d %s on the %s lab, highest risk %s\n", len(p.Items), word, lab, p.MaxRisk)
+	where := "on the " + lab + " lab"
+	if p.Demand != nil {
+		where = "at the site"
+	}
+	fmt.Fprintf(w, "%d %s %s, highest risk %s\n", len(p.Items), word, where, p.MaxRisk)
 	for _, v := range run.Vantages() {
 		if b, ok := p.Blame[v]; ok {
 			fmt.Fprintf(w, "from the %-9s  %d failed sign-ins, %d refused commands, %d refused recipients\n", v, b.FailedSignIns, b.ProtocolErrors, b.BadRecipients)
 		}
+	}
+	if p.Demand != nil {
+		printDemand(w, p.Demand)
 	}
 	fmt.Fprintf(w, "plan sha256:%s\nrun exactly this: mailproof run --approve %s and the same flags\n", p.SHA256, p.SHA256[:12])
 }
 
 type runCmd struct {
 	targetFlags
+	siteFlags
 	selectionFlags
 	riskFlags
 	Keep     bool   `help:"Leave the docker lab running and print its addresses."`
@@ -116,6 +134,12 @@ type runCmd struct {
 }
 
 func (c *runCmd) Run(ctx context.Context, con *console) error {
+	if c.Site != "" {
+		return c.site(ctx, con)
+	}
+	if err := c.unused(); err != nil {
+		return err
+	}
 	o, err := runOptions(c.selectionFlags, c.riskFlags)
 	if err != nil {
 		return err

@@ -70,6 +70,23 @@ type Run struct {
 	// Notices are sentences that every human report must show before
 	// anything else: a stand-in that was not asked for, an overlay.
 	Notices []string `json:"notices"`
+	// Answer is what a run at a site comes to; labs have none.
+	Answer *Answer `json:"answer,omitempty"`
+}
+
+// The three answers.
+const (
+	Ready          = "ready"
+	NotReady       = "not-ready"
+	NotFullyJudged = "not-fully-judged"
+)
+
+// Answer is the one sentence that a run at a site ends with.
+type Answer struct {
+	Verdict  string   `json:"verdict"`  // "ready", "not-ready" or "not-fully-judged"
+	Sentence string   `json:"sentence"` // for people
+	Because  []string `json:"because"`  // why it is not ready, root cause first
+	Add      []string `json:"add"`      // what would have to be added to judge the rest
 }
 
 // Tool says which mailproof wrote the run.

@@ -22,8 +22,10 @@ func (r *runner) barrier(ctx context.Context, it *item, kind string) error {
 		return errors.New(r.noLog(it.source))
 	}
 	var err error
-	switch kind {
-	case "login", "failed-login":
+	switch {
+	case r.care != nil:
+		err = r.siteBarrier(ctx, it, kind, l)
+	case kind == "login", kind == "failed-login":
 		err = r.loginBarrier(ctx, it, l)
 	default:
 		err = r.recipientBarrier(ctx, it, l)
@@ -92,7 +94,7 @@ func (r *runner) signIn(ctx context.Context, s *Source, endpoint string, a Accou
 	tr := wire.NewTranscript(wire.NewRedactor(wire.Secret{Name: "barrier", Value: a.Password}))
 	c := wire.New(ctx, nc, "barrier", tr, d, wire.Shape{})
 	defer c.Close()
-	cfg := r.target.clientTLS(s.Roots, s.ServerName)
+	cfg := r.target.sourceTLS(s)
 	if ep.TLS == "implicit" {
 		if err := c.StartTLS(cfg); err != nil {
 			return err
@@ -111,7 +113,7 @@ func (r *runner) signIn(ctx context.Context, s *Source, endpoint string, a Accou
 			return err
 		}
 		if len(u.Status) < len(want) || u.Status[:len(want)] != want {
-			return fmt.Errorf("the source answered %q", cut(tr.Redact(u.Status), 100))
+			return &refusedError{cut(tr.Redact(u.Status), 100)}
 		}
 		return nil
 	}
@@ -121,6 +123,11 @@ func (r *runner) signIn(ctx context.Context, s *Source, endpoint string, a Accou
 	}
 	return steps(c, cfg, ep.TLS == "starttls", say, "+OK", "STLS", "+OK", "AUTH PLAIN "+plain, "+OK", "QUIT", "+OK")
 }
+
+// A refusedError is a reply that was not hoped for.
+type refusedError struct{ status string }
+
+func (e *refusedError) Error() string { return fmt.Sprintf("the source answered %q", e.status) }
 
 func steps(c *wire.Conn, cfg *tls.Config, upgrade bool, say func(line, want string) error, greeting, starttls, started, auth, authed, quit, bye string) error {
 	if err := say("", greeting); err != nil {
@@ -191,7 +198,7 @@ func (r *runner) mailbox(ctx context.Context, it *item, a Account) (*witness.Mai
 			last = err
 			continue
 		}
-		cfg := r.target.clientTLS(it.source.Roots, it.source.ServerName)
+		cfg := r.target.sourceTLS(it.source)
 		if ep.TLS == "starttls" {
 			box, err := witness.OpenMailboxStartTLS(ctx, nc, cfg, a.Address, a.Password)
 			if err == nil {

@@ -166,7 +166,8 @@ func split(rs []*result.Result) (dovecot, postfix []*result.Result) {
 // ---- the causes
 
 func causeNAT(o *observations) *result.Diagnosis {
-	gate := o.find(query{ids: "client-address.proxy-as-seen", facts: []string{"recorded:client="}})
+	gate := concat(o.find(query{ids: "client-address.proxy-as-seen", facts: []string{"recorded:client="}}),
+		o.find(query{ids: "client-address.proxy-as-seen-imap", facts: []string{"recorded:rip="}}))
 	if len(gate) == 0 {
 		return nil
 	}
@@ -174,13 +175,15 @@ func causeNAT(o *observations) *result.Diagnosis {
 	for _, f := range familiesOf(gate) {
 		all = concat(all, o.find(query{family: f, any: []string{"recorded:", "missing=250 XCLIENT", "present=250 XCLIENT", "present=+OK [XCLIENT", `present="XCLIENT`, `missing="XCLIENT`, "at=XCLIENT"}}))
 	}
-	seen := listed(factValues(gate, "recorded:client"))
+	addrs := append(factValues(gate, "recorded:client"), factValues(gate, "recorded:rip")...)
+	slices.Sort(addrs)
+	seen := listed(slices.Compact(addrs))
 	return &result.Diagnosis{
 		Title:           "the source does not see the proxy's own address",
 		Means:           "Between proxy and source something translates addresses, so that the source takes the proxy for another host. Nothing that rests on trusting the proxy's address can be set up before that is gone.",
 		Results:         keys(all),
 		DiscriminatedBy: []string{"a connection that announced nobody was recorded as coming from " + seen + ", not from the proxy"},
-		Alternatives:    []string{"a wrong trust setting: it would not change what Postfix records of a connection without an announcement"},
+		Alternatives:    []string{"a wrong trust setting: it would not change what is recorded of a connection without an announcement"},
 		Remedy:          remedy("Let the proxy reach the source without address translation (no userland proxy, no masquerading, no load balancer between them), then judge again."),
 	}
 }
@@ -299,7 +302,7 @@ func causeHaproxy(o *observations) *result.Diagnosis {
 		}
 	}
 	early := o.find(query{facts: []string{"at=greeting"}, any: []string{"tls=closed", "tls=timeout", "tls=failed", "tls=not-tls", "reply=none", "reply=closed", "~Server local error"}})
-	if len(early) == 0 || conf == "" && !o.has(query{any: []string{"~Server local error"}}) && len(factValues(early, "reply")) == 0 {
+	if len(early) == 0 || conf == "" && !o.has(query{any: []string{"~Server local error"}}) && len(factValues(early, "reply")) == 0 && !o.hungUp(early) {
 		return nil
 	}
 	es := factValues(early, "endpoint")
@@ -351,6 +354,30 @@ func causeUnavailable(o *observations) *result.Diagnosis {
 			o.mainChange("milter_default_action", "accept", "a milter that does not answer shall turn nobody away"))
 	}
 	return d
+}
+
+// hungUp says whether the configuration is not known and each handshake ended
+// without a word, at endpoints whose server does TLS elsewhere.
+func (o *observations) hungUp(early []*result.Result) bool {
+	if len(o.files()) > 0 {
+		return false
+	}
+	for _, r := range early {
+		if !hasFact(r, "tls=closed") && !hasFact(r, "tls=timeout") {
+			return false
+		}
+		elsewhere := dovecotEndpoints
+		if isPostfix(r.Facet.Endpoint) {
+			elsewhere = postfixEndpoints
+		}
+		ok := slices.ContainsFunc(o.find(query{endpoint: elsewhere, verdict: result.Pass}), func(p *result.Result) bool {
+			return p.Facet.Endpoint != r.Facet.Endpoint && p.Facet.TLS != "none"
+		})
+		if !ok {
+			return false
+		}
+	}
+	return true
 }
 
 func causeTLS(o *observations) *result.Diagnosis {

@@ -167,6 +167,11 @@ func (e *env) address(name string, f Family) (netip.Addr, error) {
 			return a, &missingVantage{name, f}
 		}
 		a = v.Addr(f)
+		if !a.IsValid() && name == Client && f != e.family && e.target.Limits != nil && e.target.Names.Client != nil {
+			// In the family that the facet is not about, the client is only
+			// announced: any address that is nobody's serves.
+			a = e.target.Names.Client(f, MaxClients)
+		}
 	}
 	if !a.IsValid() {
 		return a, &missingVantage{name, f}

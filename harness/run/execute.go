@@ -51,6 +51,9 @@ type execution struct {
 	changed        change
 	lost           bool     // the log lost what would have decided the claim
 	blocked        []string // who was banned before a scenario with that hazard
+	// At a target with limits: sign-ins by account, and what the log shows of them.
+	signed map[string]int
+	logins map[string]*witness.Watch
 }
 
 // A session is one open connection of an execution.
@@ -61,13 +64,17 @@ type session struct {
 	conv     *proto.Conversation
 	waiting  []*script.Reply // <~ and <! until the next <-
 	sent     string          // the last command, as it may be shown
-	sentAt   time.Time
+	user     string          // whose credentials it carried
+	// recipients is how many were accepted for the message that is to come.
+	recipients int
+	sentAt     time.Time
 }
 
 // watching is what a witness step has collected since the execution began.
 type watching struct {
 	w    *witness.Watch
 	keys []string // in the order of the joins; "" where a value is not known yet
+	peer string   // the key of the only connection, at a target with limits
 }
 
 // execute runs one scenario once.
@@ -81,6 +88,9 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost
 	accounts, release, err := r.accounts(ctx, it)
 	if err != nil {
 		res.Verdict, res.Reason = result.Inconclusive, err.Error()
+		if errors.Is(context.Cause(ctx), errInterrupted) {
+			res.Verdict, res.Reason = result.Error, "interrupted"
+		}
 		return res, false
 	}
 	defer release()
@@ -101,9 +111,11 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost
 	if err == nil {
 		err = x.prepare()
 	}
+	x.signs()
 	if err == nil {
 		err = x.phases()
 	}
+	x.settle()
 	x.cleanup()
 	if perr := errors.Join(x.putBack(), x.unban()); perr != nil {
 		err = fmt.Errorf("%s could not be put back as it was, and is not judged any further: %w", it.source.Name, perr)
@@ -292,6 +304,9 @@ func (x *execution) open(o *script.Open) error {
 	if err := x.pace(o, ep, v); err != nil {
 		return err
 	}
+	if err := x.r.care.wait(x.ctx); err != nil {
+		return err
+	}
 	dctx, cancel := context.WithTimeout(x.ctx, dl.Dial)
 	nc, err := v.Dial(dctx, to)
 	cancel()
@@ -306,9 +321,10 @@ func (x *execution) open(o *script.Open) error {
 	conn := wire.New(x.ctx, nc, o.Name, x.tr, dl, shape)
 	s := &session{open: o, endpoint: ep, conn: conn, conv: proto.NewConversation(proto.Protocol(o.Protocol), conn)}
 	x.conns[o.Name] = s
+	x.watchPeer(o.Name, conn)
 	for _, wg := range x.item.witnesses {
 		for i, j := range wg.Joins {
-			if j.Field == "peer" && j.Value.String() == o.Name && x.watch[wg] != nil {
+			if j.Field == "peer" && j.Value.String() == o.Name && x.watch[wg] != nil && conn.Local().Port() != 0 {
 				key := witness.PeerKey(conn.Local())
 				x.watch[wg].keys[i] = key
 				x.watch[wg].w.Add(key)
@@ -529,6 +545,11 @@ func (x *execution) send(st *script.Send) error {
 		return x.failed(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+name)
 	}
 	s.sent, s.sentAt = shown, time.Now()
+	for _, ref := range st.Text.Refs() {
+		if name, ok := ref.Credentials(); ok {
+			s.user = name
+		}
+	}
 	s.conv.Sent(actual)
 	return x.failed(st.Pos, s, s.conn.SendLine(shown, actual), "to send "+verb(s.open.Protocol, shown))
 }
@@ -639,6 +660,8 @@ func (x *execution) reply(st *script.Reply) error {
 	if err != nil {
 		return x.failed(st.Pos, s, err, wantedReply(s, st.Pattern.Show(x.env)))
 	}
+	x.signedIn(s, u.Status)
+	x.delivered(s, u.Status)
 	caps, ok, err := st.Pattern.Match(u.Status, x.env, true)
 	if err != nil {
 		return fmt.Errorf("%s: %w", st.Pos, err)

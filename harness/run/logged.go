@@ -35,7 +35,7 @@ func (x *execution) logged(st *script.Witness) error {
 		wg.keys[i] = witness.Key(j.Field, v)
 		wg.w.Add(wg.keys[i])
 	}
-	j := &judgement{x: x, st: st, keys: wg.keys}
+	j := &judgement{x: x, st: st, keys: x.siteJoins(st, wg), peer: wg.peer}
 	limit := x.r.opts.Deadlines.Witness
 	if st.Within > 0 {
 		limit = st.Within
@@ -44,10 +44,10 @@ func (x *execution) logged(st *script.Witness) error {
 	defer cancel()
 
 	grace := x.r.opts.grace()
-	if x.sends > 0 && x.flushed == x.sends {
+	if x.sends > 0 && x.flushed == x.sends || x.r.care != nil && x.r.silent(x.item.source) != "" {
 		grace = 0
 	}
-	rs, err := wg.w.Await(withGrace(ctx, grace), j.satisfied)
+	rs, err := wg.w.Await(withGrace(ctx, grace), j.decided)
 	if why := x.r.silent(x.item.source); why != "" && !j.satisfied(rs) {
 		return &openClaim{reason: why}
 	}
@@ -62,13 +62,18 @@ func (x *execution) logged(st *script.Witness) error {
 		return err
 	}
 	if lerr := x.r.logErr(x.item.source); lerr != nil && !j.satisfied(rs) {
-		return &openClaim{reason: fmt.Sprintf("%v: to judge this claim, make the log readable for the whole run", lerr)}
+		return &openClaim{reason: fmt.Sprintf("%v: to judge it, add a log of %s that can be read for the whole run", lerr, x.item.source.Name)}
 	}
 	return j.conclude(rs)
 }
 
 // grace is how long a record may take before the barrier is asked.
-func (o *Options) grace() time.Duration { return o.Deadlines.Witness / 100 }
+func (o *Options) grace() time.Duration {
+	if o.careful {
+		return o.siteGrace()
+	}
+	return o.Deadlines.Witness / 100
+}
 
 // withGrace bounds the first wait; it needs no cancel of its own because it
 // ends by itself within the grace.
@@ -89,8 +94,8 @@ func (x *execution) afterBarrier(ctx context.Context, wg *watching, j *judgement
 			done <- x.r.barrier(bctx, x.item, j.st.Kind)
 			asked()
 		}()
-		rs, _ := wg.w.Await(until, j.satisfied)
-		if j.satisfied(rs) {
+		rs, _ := wg.w.Await(until, j.decided)
+		if j.decided(rs) {
 			cancel()
 			<-done
 			return rs, nil
@@ -125,6 +130,7 @@ type judgement struct {
 	x    *execution
 	st   *script.Witness
 	keys []string
+	peer string // the key of the only connection, where it is known
 }
 
 // ours returns the records of the block's kind that are joined, by the primary
@@ -135,7 +141,7 @@ func (j *judgement) ours(rs []witness.Record) (joined []witness.Record, by strin
 			continue
 		}
 		for i := range rs {
-			if string(rs[i].Kind) == j.st.Kind && rs[i].JoinedBy(key) {
+			if string(rs[i].Kind) == j.st.Kind && rs[i].JoinedBy(key) && !j.anothers(&rs[i], key) {
 				joined = append(joined, rs[i])
 			}
 		}
@@ -367,6 +373,9 @@ func (x *execution) message(st *script.Witness) error {
 		return &openClaim{reason: fmt.Sprintf("the mailbox of %s cannot be read: %v", st.User, err)}
 	}
 	defer box.Close()
+	if x.signed != nil {
+		x.signed[strings.ToLower(x.env.accounts[st.User].Address)]++
+	}
 	// Once the log says that the queue is done with the message, a last look
 	// decides; without a log the deadline does.
 	done := make(chan struct{})

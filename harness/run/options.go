@@ -23,6 +23,11 @@ type Options struct {
 	MaxRisk script.Risk
 	// Allow names the hazards that may be met. Labs allow all.
 	Allow []string
+	// Brief keeps a run at a target with [Limits] to what a first look may ask
+	// for.
+	Brief bool
+	// Rate is how many connections are made a second; 0 leaves it to the target.
+	Rate float64
 	// Approve is the hash of the only plan that may run, or its beginning.
 	Approve string
 	Repeat  int           // runs of each scenario, at least 1
@@ -49,6 +54,8 @@ type Options struct {
 	Tool result.Tool
 	// Strict makes failed shoulds fail the run.
 	Strict bool
+
+	careful bool // the target has [Limits]
 }
 
 // A Shard is one part of N; the zero value is the whole.
@@ -82,16 +89,22 @@ func (o Options) withDefaults(kind string) Options {
 	}
 	if o.Deadlines == (wire.Deadlines{}) {
 		o.Deadlines = wire.Lab()
-		if kind == "reference" {
+		switch kind {
+		case "reference":
 			// Nothing is on its way there that a loaded machine could hold up long.
 			o.Deadlines.Witness, o.Deadlines.Close = 4*time.Second, 2*time.Second
+		case "site":
+			o.Deadlines = wire.Site()
 		}
 	}
 	if o.Jobs <= 0 {
 		// Scenarios wait, most of all those that fail, and waits overlap.
 		o.Jobs = 32
-		if kind == "reference" {
+		switch kind {
+		case "reference":
 			o.Jobs = 8 * runtime.GOMAXPROCS(0)
+		case "site":
+			o.Jobs = 4
 		}
 	}
 	return o

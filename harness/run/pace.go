@@ -9,14 +9,14 @@ import (
 	"github.com/mailproof/mailproof/harness/script"
 )
 
-// A pacer spaces connections that a source counts against one address.
-type pacer struct {
+// A sourcePacer spaces connections that a source counts against one address.
+type sourcePacer struct {
 	mu   sync.Mutex
 	next map[string]time.Time
 }
 
 // wait returns when the caller's turn for the key has come.
-func (p *pacer) wait(ctx context.Context, key string, every time.Duration) error {
+func (p *sourcePacer) wait(ctx context.Context, key string, every time.Duration) error {
 	p.mu.Lock()
 	if p.next == nil {
 		p.next = make(map[string]time.Time)

@@ -23,6 +23,8 @@ type Plan struct {
 	Excluded []result.Excluded `json:"excluded"`
 	// Blame by vantage, over the whole run.
 	Blame map[string]script.Blame `json:"blame"`
+	// Demand is what the whole run asks of a target with [Limits].
+	Demand *Demand `json:"demand,omitempty"`
 
 	items []*item
 }
@@ -39,6 +41,8 @@ type PlanItem struct {
 	Hazards  []string `json:"hazards"`
 	Sends    string   `json:"sends"` // the steps, expanded
 	Blocked  string   `json:"blocked,omitempty"`
+	// NotRun says why some of the facets are not run, where others are.
+	NotRun []string `json:"not_run,omitempty"`
 }
 
 // An item is one scenario at one source and facet.
@@ -52,6 +56,8 @@ type item struct {
 	verdict result.Verdict
 	reason  string
 
+	risky     bool              // not run for its risk alone
+	lent      []int             // indexes of the accounts, where the plan chooses them
 	witnesses []*script.Witness // those whose log must be watched
 	gate      bool              // J-10: whether the source sees the proxy as itself
 	weight    int               // how long it is likely to wait; heavier ones start first
@@ -148,7 +154,7 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 	some := slices.ContainsFunc(chosen, func(s *script.Scenario) bool {
 		return slices.ContainsFunc(t.Sources, func(src *Source) bool { return ofKind(src.Kind, s.Needs) })
 	})
-	maxRisk := script.R0
+	var groups [][]*item
 	for _, src := range t.Sources {
 		for _, s := range chosen {
 			if o.Skip != nil && o.Skip(src.Name, s) {
@@ -167,18 +173,37 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 			if o.OneFacet != nil && o.OneFacet(src.Name, s) {
 				items = oneFacet(items)
 			}
-			if len(items) == 0 {
-				continue
+			if t.Limits != nil && s.Driver() == "through" && s.Demand().WrongSignIns() > 0 {
+				// A server holds back a client whose sign-ins fail, longer each
+				// time: beyond one facet of each protocol the proxy gives up first.
+				items = oneFacet(items)
 			}
-			pi := describe(t, src, s, items)
-			p.Items = append(p.Items, pi)
-			p.items = append(p.items, items...)
-			if pi.Blocked == "" {
-				maxRisk = max(maxRisk, s.Risk())
-				for v, b := range s.Blame() {
-					for range items {
-						p.Blame[v] = p.Blame[v].Add(b)
-					}
+			if len(items) > 0 {
+				groups = append(groups, items)
+			}
+		}
+	}
+	if t.Limits != nil {
+		p.Demand = limit(t, o, groups)
+	}
+	maxRisk := script.R0
+	for _, items := range groups {
+		src, s := items[0].source, items[0].scenario
+		pi := describe(t, src, s, items)
+		p.Items = append(p.Items, pi)
+		p.items = append(p.items, items...)
+		if pi.Blocked != "" {
+			continue
+		}
+		maxRisk = max(maxRisk, s.Risk())
+		by := s.Blame()
+		if t.Limits != nil {
+			by = blame(s)
+		}
+		for v, b := range by {
+			for _, it := range items {
+				if it.verdict == "" || t.Limits == nil {
+					p.Blame[v] = p.Blame[v].Add(b)
 				}
 			}
 		}
@@ -195,6 +220,11 @@ func (p *Plan) hash() string {
 	for _, it := range p.Items {
 		lines = append(lines, strings.Join([]string{it.ID, it.Source, it.Risk, strings.Join(it.Facets, " "),
 			strings.Join(it.Connects, "\n"), it.Blocked, it.Sends}, "\n"))
+	}
+	if p.Demand != nil {
+		d := *p.Demand
+		d.AtMost = 0 // it depends on how many run at a time
+		lines = append(lines, fmt.Sprintf("demand %+v", d))
 	}
 	sort.Strings(lines)
 	sum := sha256.Sum256([]byte(strings.Join(lines, "\n\x00\n")))
@@ -245,6 +275,7 @@ func expand(t *Target, src *Source, s *script.Scenario, o Options) []*item {
 			case !ok:
 				it.verdict, it.reason = result.Unsupported, "the source was declared without the endpoint "+e
 			case risk > o.MaxRisk:
+				it.risky = true
 				it.verdict, it.reason = result.Inconclusive, fmt.Sprintf("it %s (%s), and only %s was allowed: to judge it, add --max-risk %s", risk.Says(), risk, o.MaxRisk, risk)
 			default:
 				for _, h := range s.Hazards {
@@ -335,7 +366,7 @@ func (it *item) where(t *Target, o *script.Open) (Endpoint, netip.Addr, *tls.Con
 		if !ok || !addr.IsValid() {
 			return Endpoint{}, netip.Addr{}, nil, &openClaim{reason: fmt.Sprintf("the proxy has no endpoint %s in %s", name, f)}
 		}
-		return ep, addr, t.clientTLS(t.Proxy.Roots, t.Proxy.ServerName), nil
+		return ep, addr, t.proxyTLS(), nil
 	}
 	ep, ok := it.source.Endpoint(name)
 	if !ok {
@@ -345,7 +376,7 @@ func (it *item) where(t *Target, o *script.Open) (Endpoint, netip.Addr, *tls.Con
 	if !addr.IsValid() {
 		return Endpoint{}, netip.Addr{}, nil, &missingVantage{o.Vantage, f}
 	}
-	return ep, addr, t.clientTLS(it.source.Roots, it.source.ServerName), nil
+	return ep, addr, t.sourceTLS(it.source), nil
 }
 
 // describe renders what a scenario's items would do.
@@ -361,6 +392,7 @@ func describe(t *Target, src *Source, s *script.Scenario, items []*item) PlanIte
 		if it.verdict != "" {
 			blocked++
 			pi.Blocked = it.reason
+			pi.NotRun = append(pi.NotRun, it.facet.String()+": "+it.reason)
 			continue
 		}
 		s.Walk(func(st script.Step) {
@@ -386,6 +418,8 @@ func describe(t *Target, src *Source, s *script.Scenario, items []*item) PlanIte
 	}
 	if blocked < len(items) {
 		pi.Blocked = ""
+	} else {
+		pi.NotRun = nil
 	}
 	return pi
 }

@@ -34,7 +34,7 @@ type runner struct {
 	serial   atomic.Uint64
 	barriers atomic.Uint64
 
-	pacer pacer
+	pacer sourcePacer
 
 	upMu sync.Mutex
 	isUp map[*Source]bool
@@ -42,6 +42,8 @@ type runner struct {
 	deadMu  sync.Mutex
 	dead    map[*Source]string // why a log proves nothing, once that was seen
 	spoiled map[*Source]string // why a source is not judged any further
+
+	care *care // at a target with [Limits], or nil
 }
 
 // HashMismatch says that the plan is not the one that was approved.
@@ -56,6 +58,7 @@ func (e *HashMismatch) Error() string {
 // is an error result with the reason "interrupted".
 func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 	o = o.withDefaults(t.Kind)
+	o.careful = t.Limits != nil
 	plan, err := MakePlan(t, o)
 	if err != nil {
 		return nil, err
@@ -63,7 +66,7 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 	if o.Approve != "" && (len(o.Approve) < 8 || !strings.HasPrefix(plan.SHA256, strings.ToLower(o.Approve))) {
 		return nil, &HashMismatch{plan.SHA256, o.Approve}
 	}
-	r := &runner{target: t, opts: o, plan: plan, seed: o.Seed,
+	r := &runner{target: t, opts: o, plan: plan, seed: o.Seed, care: newCare(t, o),
 		logs: make(map[*Source]*witness.Log), logWhy: make(map[*Source]string),
 		alone: make(map[*Source]*sync.RWMutex), isUp: make(map[*Source]bool), dead: make(map[*Source]string), spoiled: make(map[*Source]string)}
 	if r.seed == "" {
@@ -81,7 +84,9 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 	}
 	defer r.closeLogs()
 
+	r.begin(ctx)
 	results := r.all(ctx)
+	left := r.sweep(ctx)
 
 	run := &result.Run{
 		Schema: result.Schema, Tool: o.Tool, Started: began.UTC(), Seconds: time.Since(began).Seconds(),
@@ -90,6 +95,10 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 		Problems: slices.Clone(t.Problems), Diagnoses: []result.Diagnosis{}, Excluded: plan.Excluded,
 		Results: results, Notices: slices.Clone(t.Notices),
 	}
+	if r.care != nil {
+		run.Problems = append(run.Problems, r.care.problems...)
+	}
+	run.Problems = append(run.Problems, left...)
 	if run.Problems == nil {
 		run.Problems = []result.Problem{}
 	}
@@ -98,6 +107,7 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 	}
 	diagnose(ctx, t, run)
 	advise(t, run)
+	run.Answer = answer(t, o, run)
 	run.Counts = result.Count(run.Results)
 	interrupted := errors.Is(context.Cause(ctx), errInterrupted)
 	run.Exit = exitStatus(run, o.Strict, interrupted)
@@ -157,7 +167,12 @@ func (r *runner) all(ctx context.Context) []result.Result {
 	}
 	slices.SortStableFunc(order, func(a, b int) int {
 		ia, ib := items[a], items[b]
-		switch {
+		switch ra, rb := r.care.risky(ia), r.care.risky(ib); {
+		case ra != rb:
+			if rb {
+				return -1
+			}
+			return 1
 		case ia.gate != ib.gate:
 			if ia.gate {
 				return -1
@@ -172,28 +187,41 @@ func (r *runner) all(ctx context.Context) []result.Result {
 		return ib.weight - ia.weight
 	})
 	results := make([]result.Result, len(items))
-	var next atomic.Int64
+	later := slices.IndexFunc(order, func(i int) bool { return r.care.risky(items[i]) })
+	if later < 0 {
+		later = len(order)
+	}
 	var observe sync.Mutex
+	one := func(i int) {
+		results[i] = r.repeat(ctx, items[i])
+		r.care.learn(items[i], &results[i])
+		if r.opts.Observer != nil {
+			observe.Lock()
+			defer observe.Unlock()
+			r.opts.Observer(results[i])
+		}
+	}
+	r.each(order[:later], one)
+	r.each(order[later:], one)
+	return results
+}
+
+// each calls f for every item of an order, several at a time.
+func (r *runner) each(order []int, f func(i int)) {
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	for range min(r.opts.Jobs, max(1, len(items))) {
+	for range min(r.opts.Jobs, max(1, len(order))) {
 		wg.Go(func() {
 			for {
 				n := int(next.Add(1)) - 1
 				if n >= len(order) {
 					return
 				}
-				i := order[n]
-				results[i] = r.repeat(ctx, items[i])
-				if r.opts.Observer != nil {
-					observe.Lock()
-					r.opts.Observer(results[i])
-					observe.Unlock()
-				}
+				f(order[n])
 			}
 		})
 	}
 	wg.Wait()
-	return results
 }
 
 func (r *runner) shard(items []*item) []*item {
@@ -216,6 +244,11 @@ func (r *runner) repeat(ctx context.Context, it *item) result.Result {
 	if it.verdict != "" {
 		res := it.blank()
 		res.Verdict, res.Reason = it.verdict, it.reason
+		return res
+	}
+	if why := r.care.untrusted(it); why != "" {
+		res := it.blank()
+		res.Verdict, res.Reason = result.Inconclusive, why
 		return res
 	}
 	var final result.Result
@@ -326,9 +359,22 @@ func (r *runner) accounts(ctx context.Context, it *item) (map[string]Account, fu
 	if it.source.Accounts == nil {
 		return nil, nil, &openClaim{reason: fmt.Sprintf("it needs %d account(s) of %s, and the target names none", len(it.users), it.source.Name)}
 	}
-	list, release, err := it.source.Accounts.Take(ctx, len(it.users))
+	var list []Account
+	var release func()
+	var err error
+	if named, ok := it.source.Accounts.(NamedAccounts); ok && it.lent != nil {
+		list, release, err = lend(ctx, named, it.lent)
+	} else {
+		list, release, err = it.source.Accounts.Take(ctx, len(it.users))
+	}
 	if err != nil {
 		return nil, nil, &openClaim{reason: fmt.Sprintf("it needs %d account(s) of %s: %v", len(it.users), it.source.Name, err)}
+	}
+	for _, a := range list {
+		if why := r.care.leftAlone(a); why != "" {
+			release()
+			return nil, nil, &openClaim{reason: why}
+		}
 	}
 	m := make(map[string]Account, len(it.users))
 	for i, u := range it.users {
@@ -341,12 +387,12 @@ func (r *runner) accounts(ctx context.Context, it *item) (map[string]Account, fu
 func (r *runner) openLog(ctx context.Context, s *Source) {
 	open, ok := s.Logs["mail"]
 	if !ok {
-		r.logWhy[s] = "no log of " + s.Name + " was named: to judge this claim, say where its mail log can be read"
+		r.logWhy[s] = "no log of " + s.Name + " was named: to judge it, add log = \"file:…\" or \"command:…\" to [source." + s.Name + "]"
 		return
 	}
 	l, err := witness.Follow(ctx, s.Name, open)
 	if err != nil {
-		r.logWhy[s] = fmt.Sprintf("the log of %s cannot be read: %v", s.Name, err)
+		r.logWhy[s] = fmt.Sprintf("the log of %s cannot be read: %v: to judge it, add a log of %s that can be read for the whole run", s.Name, err, s.Name)
 		return
 	}
 	r.logs[s] = l
@@ -439,8 +485,12 @@ func (r *runner) direct(ctx context.Context, s *Source, endpoint string, prefer 
 		return nil, ep, fmt.Errorf("the source was declared without the endpoint %s", endpoint)
 	}
 	families := []Family{prefer, IP4, IP6}
-	var last error = fmt.Errorf("no vantage of ours reaches %s of %s", endpoint, s.Name)
-	for _, name := range []string{Client, Stranger} {
+	var last error = fmt.Errorf("none of the vantages client and stranger reaches %s of %s", endpoint, s.Name)
+	ours := []string{Client, Stranger}
+	if r.care != nil {
+		ours = append(ours, Neighbour) // a source may not be reached from everywhere
+	}
+	for _, name := range ours {
 		v := r.target.Vantages[name]
 		if v == nil {
 			continue
@@ -449,6 +499,9 @@ func (r *runner) direct(ctx context.Context, s *Source, endpoint string, prefer 
 			addr := s.Addr(name, f)
 			if !addr.IsValid() || !v.Addr(f).IsValid() {
 				continue
+			}
+			if err := r.care.wait(ctx); err != nil {
+				return nil, ep, err
 			}
 			dctx, cancel := context.WithTimeout(ctx, r.opts.Deadlines.Dial)
 			c, err := v.Dial(dctx, netip.AddrPortFrom(addr, ep.Port))

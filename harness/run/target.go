@@ -2,6 +2,7 @@ package run
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"io"
 	"net"
@@ -63,6 +64,8 @@ type Target struct {
 	Engine   string   // "Docker 20.10.24", or ""
 	Notices  []string // sentences every human report shows first
 	Problems []result.Problem
+	// Limits are what may be asked of servers that are not ours; nil for labs.
+	Limits *Limits
 }
 
 // Names are the target's addresses that are nobody's to dial from.
@@ -99,6 +102,8 @@ type PublicProxy struct {
 	Roots     *x509.CertPool
 	// ServerName is the name its certificate is checked for.
 	ServerName string
+	// Verify, where it is set, judges its certificate instead of Roots.
+	Verify func(tls.ConnectionState) error
 }
 
 // An Endpoint is one service on one port.
@@ -128,6 +133,8 @@ type Source struct {
 	// certificate, as the lab's as-shipped profile and a migration proxy may.
 	Roots      *x509.CertPool
 	ServerName string
+	// Verify, where it is set, judges its certificate instead of Roots.
+	Verify func(tls.ConnectionState) error
 
 	Accounts Accounts
 	// Logs are opened once, before the first connection of a run. The key says
@@ -174,6 +181,8 @@ type ConfigFile struct {
 type Account struct {
 	Address  string
 	Password string
+	// Shared says that somebody else signs in to it as well: its name joins no record.
+	Shared bool
 }
 
 // Endpoint returns the source's endpoint of that name.

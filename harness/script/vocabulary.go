@@ -100,6 +100,14 @@ func (r Ref) user() (string, bool) {
 	return "", false
 }
 
+// Credentials names the account whose right credentials a reference stands for.
+func (r Ref) Credentials() (user string, ok bool) {
+	if !r.secret() || r.Name == "sasl.wrong" {
+		return "", false
+	}
+	return r.user()
+}
+
 // secret says whether a reference's value must never be shown.
 func (r Ref) secret() bool {
 	return strings.HasPrefix(r.Name, "secret.") || r.Name == "basic" || r.Name == "basic-wrong" || strings.HasPrefix(r.Name, "sasl.") || r.Name == "wrong"

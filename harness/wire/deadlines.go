@@ -27,6 +27,19 @@ func Lab() Deadlines {
 	}
 }
 
+// Site is the table for servers of an operator's, which may be far away, greet
+// late on purpose and log through a command.
+func Site() Deadlines {
+	return Deadlines{
+		Dial:      5 * time.Second,
+		Handshake: 10 * time.Second,
+		Greeting:  15 * time.Second,
+		Reply:     20 * time.Second,
+		Close:     10 * time.Second,
+		Witness:   10 * time.Second,
+	}
+}
+
 // Scale multiplies every deadline.
 func (d Deadlines) Scale(f float64) Deadlines {
 	s := func(x time.Duration) time.Duration { return time.Duration(float64(x) * f) }

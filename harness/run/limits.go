@@ -1,0 +1,491 @@
+package run
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/script"
+)
+
+// Limits are what may be asked of servers that are not ours. They are applied
+// to the plan, before anything is dialled: what is beyond them is not judged,
+// and the plan says what it would need.
+type Limits struct {
+	FailedSignIns int     // of one account, over the whole run
+	Connections   int     // of a first look at one source ([Options.Brief])
+	SignIns       int     // of the same
+	Rate          float64 // connections a second, where [Options.Rate] says nothing
+	Openings      int     // sessions at the start that the log must show, until it shows one
+	Barriers      int     // and further ones, where a record is missing
+	Peak          int     // connections at a time that are no flood
+}
+
+// SiteLimits are those of an operator's servers.
+func SiteLimits() *Limits {
+	return &Limits{FailedSignIns: 2, Connections: 60, SignIns: 25, Rate: 5, Openings: 3, Barriers: 4, Peak: 10}
+}
+
+// The words of --allow beside the hazards: what the proxy's and the new
+// server's addresses are not blamed for unless the operator says so.
+const (
+	AllowFailedSignIns  = "failed-sign-ins"
+	AllowProtocolErrors = "protocol-errors"
+	AllowBadRecipients  = "bad-recipients"
+)
+
+// Allowances lists everything that may be allowed by name at a site.
+func Allowances() []string {
+	return []string{"ban", "flood", "loop", "restart", AllowFailedSignIns, AllowProtocolErrors, AllowBadRecipients}
+}
+
+// NamedAccounts are accounts that a plan can be made with: which execution
+// gets which is known before the first dial.
+type NamedAccounts interface {
+	Accounts
+	Len() int
+	// TakeThese waits for the accounts of these indexes.
+	TakeThese(ctx context.Context, which []int) ([]Account, func(), error)
+}
+
+// A Demand is what a whole plan asks of a target with [Limits].
+type Demand struct {
+	Connections   int     `json:"connections"`
+	SignIns       int     `json:"sign_ins"`
+	FailedSignIns int     `json:"failed_sign_ins"` // with accounts that exist
+	Barriers      int     `json:"barriers"`        // at most: sessions that only the log is to show
+	UnknownUsers  int     `json:"unknown_users"`   // at most: those of them in which a user that does not exist signs in
+	Messages      int     `json:"messages"`
+	Rate          float64 `json:"rate"`            // connections a second
+	Seconds       float64 `json:"seconds"`         // that the pace alone takes
+	AtMost        float64 `json:"at_most_seconds"` // whatever the servers do
+}
+
+// limit marks what may not be run, chooses the accounts of what may, and counts.
+func limit(t *Target, o Options, groups [][]*item) *Demand {
+	l := &limiter{t: t, o: o, l: t.Limits}
+	for _, g := range groups {
+		for _, it := range g {
+			if it.verdict == "" {
+				it.verdict, it.reason = l.unreachable(it)
+			} else if it.risky {
+				if v, why := l.unreachable(it); v != "" {
+					it.verdict, it.reason, it.risky = v, why, false
+				}
+			}
+			switch _, more := l.blamed(it); {
+			case more == "":
+			case it.verdict == "":
+				it.verdict, it.reason = result.Inconclusive, more
+			case it.risky:
+				// Both are said at once, so that one more run is enough.
+				_, allow, _ := strings.Cut(more, ": to judge it, add ")
+				it.reason += " " + allow
+			}
+		}
+	}
+	l.brief(groups)
+	return l.demand(groups)
+}
+
+type limiter struct {
+	t *Target
+	o Options
+	l *Limits
+}
+
+// unreachable says why an item has nowhere to act from, or nothing to act on.
+func (l *limiter) unreachable(it *item) (result.Verdict, string) {
+	f := Family(it.facet.Family)
+	missing, off := "", ""
+	public := l.t.Proxy == nil
+	it.scenario.Walk(func(st script.Step) {
+		o, ok := st.(*script.Open)
+		if !ok {
+			return
+		}
+		switch {
+		case o.Target == "proxy":
+			if l.t.Proxy != nil && !l.t.Proxy.Addr(f).IsValid() {
+				off = fmt.Sprintf("the proxy was declared without an address in %s", f)
+			} else if name := o.Endpoint; l.t.Proxy != nil {
+				if name == "" {
+					name = it.facet.Endpoint
+				}
+				if _, ok := l.t.Proxy.Endpoint(name); !ok {
+					off = "the proxy was declared without the endpoint " + name
+				}
+			}
+		case !it.source.Addr(o.Vantage, f).IsValid():
+			off = fmt.Sprintf("the source was declared without an address in %s", f)
+		}
+		if !l.has(o.Vantage, f) && missing == "" {
+			missing = o.Vantage
+		}
+	})
+	if off != "" {
+		return result.Unsupported, off
+	}
+	for _, r := range it.scenario.Refs() {
+		for _, name := range append([]string{r.Name}, r.Args...) {
+			if name == "public" && public {
+				return result.Inconclusive, "it announces where clients reach the proxy, and the site names no proxy: to judge it, add [proxy]"
+			}
+			if slices.Contains(Vantages(), name) && !l.has(name, f) && missing == "" {
+				missing = name
+			}
+		}
+	}
+	switch {
+	case missing == "":
+	case l.t.Vantages[missing] == nil:
+		return result.Inconclusive, fmt.Sprintf("it acts from the vantage %s or looks for its address, and the site names no such vantage: to judge it, add %s to [vantage]", missing, missing)
+	default:
+		return result.Inconclusive, fmt.Sprintf("it acts from the vantage %s or looks for its address, which has none in %s: to judge it, add %s to the vantage %s", missing, f, f, missing)
+	}
+	return "", ""
+}
+
+func (l *limiter) has(vantage string, f Family) bool {
+	v := l.t.Vantages[vantage]
+	return v != nil && v.Addr(f).IsValid()
+}
+
+// blame is what an item could make the source hold against each vantage. A
+// sign-in that fails through the proxy is the proxy's as well.
+func blame(s *script.Scenario) map[string]script.Blame {
+	by := s.Blame()
+	if s.Driver() == "through" {
+		p := by[Proxy]
+		p.FailedSignIns += by[Client].FailedSignIns
+		by[Proxy] = p
+	}
+	return by
+}
+
+// blamed says which allowance an item wants.
+func (l *limiter) blamed(it *item) (result.Verdict, string) {
+	by := blame(it.scenario)
+	var wants, because []string
+	want := func(word, why string) {
+		if !slices.Contains(l.o.Allow, word) && !slices.Contains(wants, word) {
+			wants, because = append(wants, word), append(because, why)
+		}
+	}
+	for _, v := range []string{Proxy, Relay} {
+		b := by[v]
+		if b.FailedSignIns > 0 {
+			want(AllowFailedSignIns, "it makes a sign-in fail from the "+v+"'s address")
+		}
+		if b.ProtocolErrors > 0 {
+			want(AllowProtocolErrors, "it sends from the "+v+"'s address what is to be refused")
+		}
+		if b.BadRecipients > 0 {
+			want(AllowBadRecipients, "it names from the "+v+"'s address recipients that are to be refused")
+		}
+	}
+	peak := it.scenario.Demand().Messages
+	for _, b := range by {
+		peak = max(peak, b.Peak)
+	}
+	if peak > l.l.Peak {
+		want("flood", fmt.Sprintf("it makes %d connections or messages at a time", peak))
+	}
+	if len(wants) == 0 {
+		return "", ""
+	}
+	return result.Inconclusive, strings.Join(because, ", and ") + ": to judge it, add --allow " + strings.Join(wants, ",")
+}
+
+// brief chooses what is run: everything that the accounts allow, or with
+// [Options.Brief] as much as a first look may ask for, the most telling first.
+func (l *limiter) brief(groups [][]*item) {
+	for _, src := range l.t.Sources {
+		lend := newLender(src, l.l.FailedSignIns)
+		var short []*item // of accounts that may still fail
+		fails := 0
+		left := script.Demand{Connections: 1 << 30, SignIns: 1 << 30}
+		if l.o.Brief {
+			lend.few = min(len(lend.failed), briefAccounts)
+			left.Connections, left.SignIns = l.l.Connections-lend.few, l.l.SignIns-lend.few // each is tried once first
+			if len(src.Logs) > 0 {                                                          // for the barrier that every run begins with
+				left.Connections -= 2
+			}
+		}
+		for _, it := range l.order(groups, src) {
+			d := it.scenario.Demand()
+			connections, signIns := d.Connections+d.Mailboxes, d.SignIns+d.Mailboxes+d.WrongSignIns()
+			if connections > left.Connections || signIns > left.SignIns {
+				it.verdict = result.Inconclusive
+				it.reason = fmt.Sprintf("a first look makes no more than %d connections and %d sign-ins: to judge it, add --max-risk %s", l.l.Connections, l.l.SignIns, l.o.MaxRisk)
+				continue
+			}
+			if it.lent, it.reason = lend.take(it, l.o.Repeat); it.reason != "" {
+				it.verdict = result.Inconclusive
+				continue
+			}
+			if len(it.users) > 0 && it.lent == nil {
+				short = append(short, it)
+				fails += d.WrongSignIns() * max(1, l.o.Repeat)
+				continue
+			}
+			left.Connections -= connections
+			left.SignIns -= signIns
+		}
+		for _, it := range short {
+			it.verdict = result.Inconclusive
+			it.reason = fmt.Sprintf("it makes a sign-in fail on purpose, and no account may fail more than %d times: to judge it, add %s of %s", l.l.FailedSignIns,
+				accountsMore((fails+l.l.FailedSignIns-1)/l.l.FailedSignIns), it.source.Name)
+		}
+	}
+}
+
+// order lists a source's items that may run, in the order in which a first
+// look takes them: in rounds, one facet of each family in the first, and the
+// drivers by how much rests on them.
+func (l *limiter) order(groups [][]*item, src *Source) []*item {
+	type ranked struct {
+		it   *item
+		rank int
+	}
+	var list []ranked
+	for _, g := range groups {
+		seen := map[string]int{}
+		for _, it := range g {
+			if it.source != src || it.verdict != "" {
+				continue
+			}
+			of := it.facet.Family + it.facet.Protocol
+			if it.facet.Protocol == "smtp" {
+				of += it.facet.Endpoint
+			}
+			list = append(list, ranked{it, 10*seen[of] + weigh(it)})
+			seen[of]++
+		}
+	}
+	slices.SortStableFunc(list, func(a, b ranked) int { return a.rank - b.rank })
+	out := make([]*item, len(list))
+	for i := range list {
+		out[i] = list[i].it
+	}
+	return out
+}
+
+// weigh is how soon a first look takes an item.
+func weigh(it *item) int {
+	id := it.scenario.ID
+	switch {
+	case it.gate, it.driver == "through":
+		return 0
+	case strings.HasPrefix(id, "client-address."):
+		if it.scenario.Demand().Connections == 1 && !strings.Contains(id, "split") && !strings.Contains(id, "port") {
+			return 1
+		}
+		return 8
+	case strings.HasPrefix(id, "lifecycle.greeting"), strings.HasSuffix(id, "-offered"), strings.HasSuffix(id, ".offered"):
+		return 2
+	case it.scenario.Risk() == script.R0:
+		return 3
+	case strings.HasPrefix(id, "trust.") && it.facet.Family == "ip4":
+		return 4
+	case strings.HasPrefix(id, "trust."):
+		return 5
+	}
+	return 7
+}
+
+// demand counts what is left to run.
+func (l *limiter) demand(groups [][]*item) *Demand {
+	n := max(1, l.o.Repeat)
+	d := &Demand{Rate: l.o.rate(l.t)}
+	o := l.o.withDefaults(l.t.Kind)
+	runs := 0
+	for _, g := range groups {
+		for _, it := range g {
+			if it.verdict != "" {
+				continue
+			}
+			runs += n
+			s := it.scenario.Demand()
+			d.Connections += n * (s.Connections + s.Mailboxes)
+			d.SignIns += n * (s.SignIns + s.Mailboxes)
+			d.FailedSignIns += n * s.WrongSignIns()
+			d.Messages += n * s.Messages
+		}
+	}
+	for _, src := range l.t.Sources {
+		used := map[int]bool{}
+		for _, g := range groups {
+			for _, it := range g {
+				for _, i := range it.lent {
+					if it.source == src && it.verdict == "" {
+						used[i] = true
+					}
+				}
+			}
+		}
+		d.AtMost += (time.Duration(l.l.Openings)*o.Deadlines.Witness + time.Duration(len(used))*o.Timeout).Seconds()
+		d.Connections += len(used) // each is tried once first
+		d.SignIns += len(used)
+		if d.Messages > 0 { // and what was delivered is removed
+			d.Connections += len(used)
+			d.SignIns += len(used)
+			d.AtMost += sweepFor.Seconds()
+		}
+		if len(src.Logs) > 0 {
+			d.Barriers += l.l.Openings + l.l.Barriers
+		}
+	}
+	for _, name := range []string{Client, Stranger, Neighbour} {
+		if v, ok := l.t.Vantages[name].(interface{ Portless() bool }); ok && v.Portless() {
+			d.UnknownUsers = d.Barriers
+		}
+	}
+	if d.Rate > 0 {
+		d.Seconds = float64(d.Connections) / d.Rate
+	}
+	// What makes sign-ins fail waits for the rest, so that two rounds are not full.
+	d.AtMost += (time.Duration((runs+o.Jobs-1)/o.Jobs+1) * o.Timeout).Seconds()
+	return d
+}
+
+// rate is how many connections are made a second; 0 is no limit.
+func (o Options) rate(t *Target) float64 {
+	if o.Rate > 0 || t.Limits == nil {
+		return o.Rate
+	}
+	return t.Limits.Rate
+}
+
+// briefAccounts is how many accounts a first look makes do with.
+const briefAccounts = 3
+
+// A lender gives each item its accounts, so that none fails to sign in more
+// often than it may.
+type lender struct {
+	named  NamedAccounts
+	few    int // with how many it makes do, where it can; 0 for all
+	failed []int
+	next   int
+	most   int
+}
+
+func newLender(src *Source, most int) *lender {
+	named, _ := src.Accounts.(NamedAccounts)
+	l := &lender{named: named, most: most}
+	if named != nil {
+		l.failed = make([]int, named.Len())
+	}
+	return l
+}
+
+// take chooses accounts for an item's users, or says why there are none. None
+// and no reason say that all have failed as often as they may. A scenario with
+// many users has several of them in one account.
+func (l *lender) take(it *item, repeat int) (lent []int, why string) {
+	if len(it.users) == 0 {
+		return nil, ""
+	}
+	n := len(l.failed)
+	need := min(len(it.users), 2)
+	if n < need {
+		return nil, fmt.Sprintf("it needs %d %s of %s, and the site names %d: to judge it, add %s of %s", need, plural(need, "account", "accounts"), it.source.Name, n, accountsMore(need-n), it.source.Name)
+	}
+	failing := it.scenario.Demand().Failing
+	lent = make([]int, len(it.users))
+	taken := make([]bool, n)
+	for _, wrong := range []bool{true, false} { // the choice is narrower for those that fail
+		for i, u := range it.users {
+			fails := failing[u] * max(1, repeat)
+			if fails > 0 != wrong {
+				continue
+			}
+			at := -1
+			among := n
+			if l.few >= len(it.users) && fails == 0 {
+				among = l.few
+			}
+			for k := range among {
+				c := (l.next + k) % among
+				if l.failed[c]+fails > l.most && fails > 0 || taken[c] && (len(it.users) <= n || wrong) {
+					continue
+				}
+				if at < 0 || fails > 0 && l.failed[c] < l.failed[at] {
+					at = c
+				}
+			}
+			if at < 0 {
+				return nil, "" // every account has failed as often as it may
+			}
+			lent[i], taken[at] = at, true
+			l.failed[at] += fails
+			l.next = at + 1
+		}
+	}
+	return lent, ""
+}
+
+// lend takes the accounts of these indexes, of which some may stand twice.
+func lend(ctx context.Context, named NamedAccounts, which []int) ([]Account, func(), error) {
+	once := slices.Clone(which)
+	slices.Sort(once)
+	once = slices.Compact(once)
+	as, release, err := named.TakeThese(ctx, once)
+	if err != nil {
+		return nil, nil, err
+	}
+	list := make([]Account, len(which))
+	for i, w := range which {
+		k, _ := slices.BinarySearch(once, w)
+		list[i] = as[k]
+		if len(once) < len(which) {
+			list[i].Shared = true // with another user of the same scenario
+		}
+	}
+	return list, release, nil
+}
+
+func accountsMore(n int) string {
+	return fmt.Sprintf("%d %s", n, plural(n, "account", "accounts"))
+}
+
+// A pacer lets connections leave at the planned rate.
+type pacer struct {
+	turn chan struct{}
+	gap  time.Duration
+	next time.Time
+}
+
+func newPacer(rate float64) *pacer {
+	if rate <= 0 {
+		return nil
+	}
+	return &pacer{turn: make(chan struct{}, 1), gap: time.Duration(float64(time.Second) / rate)}
+}
+
+// wait returns when the next connection may leave.
+func (p *pacer) wait(ctx context.Context) error {
+	if p == nil {
+		return nil
+	}
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if d := time.Until(p.next); d > 0 {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	p.next = time.Now().Add(p.gap)
+	return nil
+}
