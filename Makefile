@@ -2,8 +2,9 @@
 
 GO ?= go
 OUT ?= out
+TESTFLAGS ?= -timeout 20m
 
-.PHONY: run test lint stability bench build prove prove-docker clean
+.PHONY: run test lint stability rehearse bench build prove prove-docker clean
 
 # Judges real Dovecot and Postfix in containers; without a container engine,
 # the reference servers stand in, and it says so.
@@ -41,6 +42,11 @@ prove-docker:
 # shapes on the reference lab: no verdict may differ. It takes a minute or two.
 stability:
 	MAILPROOF_STABILITY=20 $(GO) test -count 1 -run '^TestStability$$' -timeout 20m ./harness
+
+# A stranger's servers, judged through a site file only: good ones, a dozen that
+# are not, and whatever can be missing. It takes eight minutes and an engine.
+rehearse:
+	MAILPROOF_REHEARSE=1 MAILPROOF_REQUIRE_DOCKER=1 $(GO) test -count 1 -v -run '^TestForeignServers' -timeout 30m ./containers
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...

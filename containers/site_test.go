@@ -217,10 +217,19 @@ func tell(t *testing.T, found *result.Run) {
 	}
 }
 
+// rehearsal skips a test that takes minutes, unless it is asked for.
+func rehearsal(t *testing.T) {
+	t.Helper()
+	if os.Getenv("MAILPROOF_REHEARSE") == "" {
+		t.Skip("the rehearsal with real servers takes eight minutes: make rehearse runs it")
+	}
+	NeedEngine(t)
+}
+
 // A good server of a stranger's, as Debian ships it, is ready; and where a
 // vantage, the log or the accounts are missing, that is what is named.
 func TestForeignServersThatAreGood(t *testing.T) {
-	NeedEngine(t)
+	rehearsal(t)
 	ctx := within(t, 8*time.Minute)
 	releases := fixtures.Releases(fixtures.DovecotPostfix)
 	var specs []harness.SourceSpec
@@ -276,7 +285,7 @@ func TestForeignServersThatAreGood(t *testing.T) {
 // A dozen misconfigurations of a stranger's servers, each found out and its
 // cause named first.
 func TestForeignServersThatAreNot(t *testing.T) {
-	NeedEngine(t)
+	rehearsal(t)
 	ctx := within(t, 9*time.Minute)
 	cases := []struct{ defect, code string }{
 		{"trust-missing", "DX-14"}, {"trust-missing-postfix", "DX-14"}, {"submissions-forgotten", "DX-14"},
