@@ -2,6 +2,7 @@
 
 GO ?= go
 OUT ?= out
+TESTFLAGS ?= -timeout 20m
 
 .PHONY: run test lint stability bench build prove prove-docker clean
 
