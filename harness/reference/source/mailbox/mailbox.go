@@ -91,6 +91,7 @@ type User struct {
 	subscribed []string
 	bodies     map[string]map[imap.UID][]byte
 	scripts    []script
+	grown      chan struct{} // closed when a mailbox grows next
 }
 
 // script is one Sieve script.
@@ -101,7 +102,7 @@ type script struct {
 }
 
 func newUser(name string) *User {
-	u := &User{Name: name, mem: imapmemserver.NewUser(name, ""), bodies: make(map[string]map[imap.UID][]byte)}
+	u := &User{Name: name, mem: imapmemserver.NewUser(name, ""), bodies: make(map[string]map[imap.UID][]byte), grown: make(chan struct{})}
 	u.create(Inbox)
 	return u
 }
@@ -139,6 +140,15 @@ func (u *User) keep(box string, uid imap.UID, message []byte) {
 		u.bodies[box] = make(map[imap.UID][]byte)
 	}
 	u.bodies[box][uid] = message
+	close(u.grown)
+	u.grown = make(chan struct{})
+}
+
+// growth is closed when a mailbox of the account grows next.
+func (u *User) growth() <-chan struct{} {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.grown
 }
 
 func canonical(box string) string {
@@ -208,6 +218,22 @@ type session struct {
 }
 
 func (s *session) Login(string, string) error { return imapserver.ErrAuthFailed }
+
+// Idle tells of what has come. The library's own loses what comes between its
+// answer to IDLE and its first look.
+func (s *session) Idle(w *imapserver.UpdateWriter, stop <-chan struct{}) error {
+	for {
+		grown := s.user.growth()
+		if err := s.UserSession.Poll(w, true); err != nil {
+			return err
+		}
+		select {
+		case <-grown:
+		case <-stop:
+			return nil
+		}
+	}
+}
 
 func (s *session) Append(box string, r imap.LiteralReader, options *imap.AppendOptions) (*imap.AppendData, error) {
 	var b bytes.Buffer
