@@ -113,6 +113,7 @@ type User struct {
 	subscribed []string
 	bodies     map[string]map[imap.UID][]byte
 	scripts    []script
+	grown      chan struct{} // closed when a mailbox grows next
 }
 
 // script is one Sieve script.
@@ -123,7 +124,7 @@ type script struct {
 }
 
 func (s *Store) newUser(name string) *User {
-	u := &User{Name: name, layout: s.layout, mem: imapmemserver.NewUser(name, ""), bodies: make(map[string]map[imap.UID][]byte)}
+	u := &User{Name: name, layout: s.layout, mem: imapmemserver.NewUser(name, ""), bodies: make(map[string]map[imap.UID][]byte), grown: make(chan struct{})}
 	u.create(Inbox)
 	for _, b := range s.layout.Boxes {
 		u.create(b.Name)
@@ -165,6 +166,15 @@ func (u *User) keep(box string, uid imap.UID, message []byte) {
 		u.bodies[box] = make(map[imap.UID][]byte)
 	}
 	u.bodies[box][uid] = message
+	close(u.grown)
+	u.grown = make(chan struct{})
+}
+
+// growth is closed when a mailbox of the account grows next.
+func (u *User) growth() <-chan struct{} {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.grown
 }
 
 func canonical(box string) string {
@@ -234,6 +244,22 @@ type session struct {
 }
 
 func (s *session) Login(string, string) error { return imapserver.ErrAuthFailed }
+
+// Idle tells of what has come. The library's own loses what comes between its
+// answer to IDLE and its first look.
+func (s *session) Idle(w *imapserver.UpdateWriter, stop <-chan struct{}) error {
+	for {
+		grown := s.user.growth()
+		if err := s.UserSession.Poll(w, true); err != nil {
+			return err
+		}
+		select {
+		case <-grown:
+		case <-stop:
+			return nil
+		}
+	}
+}
 
 func (s *session) Append(box string, r imap.LiteralReader, options *imap.AppendOptions) (*imap.AppendData, error) {
 	var b bytes.Buffer
