@@ -387,7 +387,10 @@ func (r *runner) accounts(ctx context.Context, it *item) (map[string]Account, fu
 func (r *runner) openLog(ctx context.Context, s *Source) {
 	open, ok := s.Logs["mail"]
 	if !ok {
-		r.logWhy[s] = "no log of " + s.Name + " was named: to judge it, add log = \"file:…\" or \"command:…\" to [source." + s.Name + "]"
+		r.logWhy[s] = "no log of " + s.Name + " was named: to judge this claim, say where its mail log can be read"
+		if r.target.Kind == "site" {
+			r.logWhy[s] = "no log of " + s.Name + " was named: to judge it, add log = \"file:…\" or \"command:…\" to [source." + s.Name + "]"
+		}
 		return
 	}
 	l, err := witness.Follow(ctx, s.Name, open)

@@ -134,7 +134,7 @@ func TestHTTPRequests(t *testing.T) {
 		"GET / HTTP/1.1\r\n" + strings.Repeat("a: b\r\n", 200): "message head is too large",
 	} {
 		c := l.open(strangerAt, 8080)
-		c.say(request, "")
+		c.say(request + "\r\n")
 		assert.Equal(t, c.line(), "HTTP/1.1 400 Bad Request", "%q", request)
 		l.log.await(t, "DEBUG HTTP error occurred (http.error)", `reason = "`+reason+`"`)
 	}
