@@ -2,18 +2,24 @@ package containers
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -130,6 +136,81 @@ func TestASignalInEachPhase(t *testing.T) {
 		assert.Assert(t, cmp.Contains(said, "1 of 1 defects were not tried"))
 		assert.DeepEqual(t, remaining(ctx, t, pid), []string(nil))
 	})
+}
+
+// TestASlowEngineLeavesNothingBehind interrupts a lab while the engine still
+// makes a container. An engine makes it even for somebody who has gone away:
+// here it does so when the command has ended, if the command did not wait.
+func TestASlowEngineLeavesNothingBehind(t *testing.T) {
+	NeedEngine(t)
+	ctx := within(t, 2*time.Minute)
+	address := os.Getenv("DOCKER_HOST")
+	if address == "" {
+		address = "unix:///var/run/docker.sock"
+	}
+	engine, err := url.Parse(address)
+	assert.NilError(t, err)
+	forward := &httputil.ReverseProxy{
+		Rewrite:  func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "engine" },
+		ErrorLog: log.New(io.Discard, "", 0), // streams that end with the command
+		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			if engine.Scheme == "unix" {
+				return new(net.Dialer).DialContext(ctx, "unix", engine.Path)
+			}
+			return new(net.Dialer).DialContext(ctx, "tcp", engine.Host)
+		}},
+	}
+	asked, ended := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	var making sync.WaitGroup
+	socket := filepath.Join(t.TempDir(), "engine.sock")
+	ln, err := net.Listen("unix", socket)
+	assert.NilError(t, err)
+	slow := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/containers/create") && r.URL.Query().Get("name") != lockName {
+			making.Add(1)
+			defer making.Done()
+			body, err := io.ReadAll(r.Body) // whoever goes away is noticed once the body is read
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+				return
+			}
+			gone := r.Context().Done()
+			r = r.WithContext(context.WithoutCancel(r.Context()))
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			once.Do(func() { close(asked) })
+			slowly := time.NewTimer(500 * time.Millisecond)
+			defer slowly.Stop()
+			select {
+			case <-slowly.C:
+			case <-gone:
+				<-ended
+			}
+		}
+		forward.ServeHTTP(w, r)
+	})}
+	served := make(chan error, 1)
+	go func() { served <- slow.Serve(ln) }()
+
+	cmd := exec.CommandContext(ctx, os.Getenv("MAILPROOF_PROGRAM"), "run", "--lab", "docker", "--source", "dovecot-postfix@trixie", "--select", "relay.greets")
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+socket)
+	var said strings.Builder
+	cmd.Stderr = &said
+	assert.NilError(t, cmd.Start())
+	select {
+	case <-asked:
+		assert.NilError(t, cmd.Process.Signal(os.Interrupt))
+	case <-ctx.Done():
+	}
+	err = cmd.Wait()
+	close(ended)
+	making.Wait()
+	slow.Close()
+	<-served
+	var exit *exec.ExitError
+	assert.Assert(t, errors.As(err, &exit), "%v", err)
+	assert.Equal(t, exit.ExitCode(), result.ExitInterrupted, said.String())
+	assert.DeepEqual(t, remaining(ctx, t, cmd.Process.Pid), []string(nil))
 }
 
 // spellings are the forms in which a password could be found in an artefact.

@@ -149,6 +149,20 @@ type file struct {
 	data []byte
 }
 
+// makingFor bounds how long an engine may take to make one thing.
+const makingFor = 60 * time.Second
+
+// whole lets an engine finish what it is asked to make, although ctx ends
+// meanwhile. An engine makes it even where the one who asked has gone away;
+// then it stands after everything that was seen has been removed.
+func whole(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	making, cancel := context.WithTimeout(context.WithoutCancel(ctx), makingFor)
+	return making, cancel, nil
+}
+
 // removal is how long a removal that somebody else began may take.
 const removal = 30 * time.Second
 
@@ -157,8 +171,14 @@ const removal = 30 * time.Second
 // take that of an interface only with the network.
 const hopLimit = "net.ipv6.conf.IFNAME.hop_limit=1"
 
-// create makes a container in all its networks and puts its files there.
+// create makes a container in all its networks and puts its files there. Once
+// begun, it is finished even if ctx ends.
 func (e *engine) create(ctx context.Context, s spec) (testcontainers.Container, error) {
+	ctx, cancel, err := whole(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
 	perNetwork := e.apiAtLeast(1, 46)
 	endpoint := func(j joint) *network.EndpointSettings {
 		es := &network.EndpointSettings{IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: j.pair.IP4, IPv6Address: j.pair.IP6}}
@@ -379,8 +399,13 @@ func (e *engine) remove(ctx context.Context, id, spare string, f func(labels map
 // makeNetwork makes one of the lab's networks: internal, in both families, and
 // without an IPv4 address of the host's.
 func (e *engine) makeNetwork(ctx context.Context, name string, n fixtures.Network, labels map[string]string) error {
+	making, cancel, err := whole(ctx)
+	if err != nil {
+		return err
+	}
+	defer cancel()
 	ip6 := true
-	_, err := e.cli.NetworkCreate(ctx, name, client.NetworkCreateOptions{
+	_, err = e.cli.NetworkCreate(making, name, client.NetworkCreateOptions{
 		Driver: "bridge", Internal: true, EnableIPv6: &ip6, Labels: labels,
 		IPAM:    &network.IPAM{Driver: "default", Config: []network.IPAMConfig{{Subnet: n.IP4, Gateway: n.IP4.Masked().Addr().Next()}, {Subnet: n.IP6, Gateway: n.IP6.Masked().Addr().Next()}}},
 		Options: map[string]string{"com.docker.network.bridge.inhibit_ipv4": "true"},

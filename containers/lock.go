@@ -111,7 +111,12 @@ func (e *engine) acquire(ctx context.Context, image, labID, who string, kept boo
 }
 
 func (e *engine) takeLock(ctx context.Context, image string, labels map[string]string, kept bool) (*lock, error) {
-	r, err := e.cli.ContainerCreate(ctx, client.ContainerCreateOptions{
+	making, cancel, err := whole(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	r, err := e.cli.ContainerCreate(making, client.ContainerCreateOptions{
 		Name:       lockName,
 		Config:     &container.Config{Image: image, Cmd: []string{"vantage"}, Labels: labels, OpenStdin: true, StdinOnce: !kept},
 		HostConfig: &container.HostConfig{NetworkMode: "none"},
