@@ -127,7 +127,8 @@ func (l *Lab) start(ctx context.Context, o Options) error {
 		return err
 	}
 	// Whoever holds the lock is the only lab: what others have left is a dead one's.
-	if err := l.e.remove(ctx, "", l.lock.id, func(labels map[string]string) bool { return labels[labelLab] != l.id }); err != nil {
+	err = l.e.remove(ctx, "", l.lock.id, func(labels map[string]string) bool { return labels[labelLab] != l.id })
+	if err = l.tellStuck(err); err != nil {
 		return fmt.Errorf("removing what a dead lab has left: %w", err)
 	}
 	for _, n := range fixtures.Networks() {
@@ -479,12 +480,42 @@ func (l *Lab) Close(ctx context.Context) error {
 		if l.lock != nil {
 			// The lock goes last: until then no other lab may start.
 			err := l.e.remove(ctx, l.id, l.lock.id, func(map[string]string) bool { return true })
-			l.closed = errors.Join(err, l.lock.release(ctx))
+			l.closed = errors.Join(l.tellStuck(err), l.lock.release(ctx))
 		}
 		l.letGo()
 		l.e.close()
 	})
 	return l.closed
+}
+
+// tellStuck tells of networks that the engine keeps, and returns what else went
+// wrong in a removal.
+func (l *Lab) tellStuck(err error) error {
+	var rest []error
+	for _, err := range parts(err) {
+		var stuck *stuckNetwork
+		if errors.As(err, &stuck) {
+			l.progress(stuck.Error())
+			continue
+		}
+		rest = append(rest, err)
+	}
+	return errors.Join(rest...)
+}
+
+// parts are the errors that were joined, or the one.
+func parts(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var out []error
+		for _, e := range joined.Unwrap() {
+			out = append(out, parts(e)...)
+		}
+		return out
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
 }
 
 // letGo closes every stream to the lab's containers and waits for its readers.

@@ -428,6 +428,46 @@ func TestADeadLabIsRemoved(t *testing.T) {
 	assert.DeepEqual(t, remaining(ctx, t, os.Getpid()), []string(nil))
 }
 
+// TestANetworkThatTheEngineKeepsIsTakenOver: engines miscount endpoints at
+// times, and then remove a network only when they are restarted.
+func TestANetworkThatTheEngineKeepsIsTakenOver(t *testing.T) {
+	NeedEngine(t)
+	ctx := within(t, 2*time.Minute)
+	l := startLab(ctx, t, Options{Sources: []harness.SourceSpec{spec1("alone", "trixie", fixtures.Instrumented)}}) // it holds the lock
+	own := fixtures.Network{Name: "kept", IP4: netip.MustParsePrefix("198.18.240.0/29"), IP6: netip.MustParsePrefix("2001:db8:f0::/64")}
+	e, err := openEngine(ctx)
+	assert.NilError(t, err)
+	defer e.close()
+	named := func() []string {
+		_, ns, err := e.remains(ctx, l.id)
+		assert.NilError(t, err)
+		var ids []string
+		for _, n := range ns {
+			if n.Name == "mailproof-kept" {
+				ids = append(ids, n.ID)
+			}
+		}
+		return ids
+	}
+	assert.NilError(t, e.makeNetwork(ctx, "mailproof-kept", own, l.labels()))
+	first := named()
+	assert.Equal(t, len(first), 1)
+	assert.NilError(t, e.makeNetwork(ctx, "mailproof-kept", own, l.labels()))
+	assert.DeepEqual(t, named(), first)
+	other := own
+	other.IP4 = netip.MustParsePrefix("198.18.240.8/29")
+	assert.Assert(t, cmp.ErrorContains(e.makeNetwork(ctx, "mailproof-kept", other, l.labels()), "mailproof-kept"))
+
+	// What is only stuck is told, and is no failure of the lab; all else is.
+	broken := errors.New("no space left")
+	var told []string
+	l.progress = func(s string) { told = append(told, s) }
+	assert.NilError(t, l.tellStuck(errors.Join(fmt.Errorf("removing: %w", &stuckNetwork{"mailproof-kept"}))))
+	assert.Assert(t, cmp.Contains(strings.Join(told, "\n"), "it goes when the engine is restarted"))
+	assert.ErrorIs(t, l.tellStuck(errors.Join(errors.Join(broken), &stuckNetwork{"a"})), broken)
+	assert.NilError(t, l.tellStuck(nil))
+}
+
 func TestAKeptLabStandsUntilItIsRemoved(t *testing.T) {
 	NeedEngine(t)
 	ctx := within(t, 3*time.Minute)

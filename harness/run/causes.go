@@ -2,6 +2,7 @@ package run
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -18,8 +19,11 @@ func causes() []cause {
 		{"DX-19", dp, causeInetProtocols},
 		{"DX-16", "", causeDeadEndpoint},
 		{"DX-06", dp, causePort25Header},
+		{"MP-LOGINS-FULL", dp, causeLoginsFull},
 		{"DX-02", dp, causeHaproxy},
 		{"MP-UNAVAILABLE", dp, causeUnavailable},
+		{"MP-ERRORS", dp, causeErrors},
+		{"MP-SIGN-IN-RATE", dp, causeSignInRate},
 		{"DX-17", "", causeTLS},
 		{"MP-SASL-PLAIN", dp, causeNoPlain},
 		{"MP-ANY-PASSWORD", "", causeAnyPassword},
@@ -293,6 +297,41 @@ func causePort25Header(o *observations) *result.Diagnosis {
 	return d
 }
 
+// loginEndpoints are the endpoints of each of Dovecot's login services.
+func loginEndpoints() map[string]string {
+	return map[string]string{"imap-login": "imap imaps", "pop3-login": "pop3 pop3s", "managesieve-login": "sieve"}
+}
+
+func causeLoginsFull(o *observations) *result.Diagnosis {
+	var full, all []*result.Result
+	var services []string
+	var changes []result.Change
+	for _, login := range slices.Sorted(maps.Keys(loginEndpoints())) {
+		at := loginEndpoints()[login]
+		said := o.find(query{endpoint: at, any: []string{"~Connection queue full"}})
+		if len(said) == 0 {
+			continue
+		}
+		// Whoever is dropped during the handshake hears nothing of it.
+		full = concat(full, said)
+		all = concat(all, said, o.find(query{endpoint: at, any: []string{"reply=closed", "tls=closed", "at=greeting", "~UNAVAILABLE"}}))
+		services = append(services, login)
+		changes = append(changes, result.Change{File: "/etc/dovecot/conf.d/10-master.conf", Setting: "service " + login + "/client_limit and process_limit",
+			Text: "service " + login + " {\n  client_limit = 1000\n  process_limit = 100\n}", Because: "Dovecot's own values, unless you know that you need others", Layer: "dovecot/99-remedy.conf"})
+	}
+	if len(full) == 0 {
+		return nil
+	}
+	return &result.Diagnosis{
+		Title:           listed(services) + " has room for too few connections",
+		Means:           "Dovecot drops the oldest connection that has not signed in when another comes, whoever it is: users are turned away at busy times, and with them the proxy's own checks.",
+		Results:         keys(all),
+		DiscriminatedBy: []string{observed(full, "sessions were ended with \"Connection queue full\"")},
+		Alternatives:    []string{"DX-02 and DX-17, a PROXY header or TLS: Dovecot itself says that its queue is full", "mail_max_userip_connections: it ends no session before the user signed in"},
+		Remedy:          remedy("Let the login service take as many connections as there are users at one time.", changes...),
+	}
+}
+
 func causeHaproxy(o *observations) *result.Diagnosis {
 	conf := ""
 	for _, f := range o.files() {
@@ -353,6 +392,60 @@ func causeUnavailable(o *observations) *result.Diagnosis {
 		d.Remedy = remedy("Start the milter that smtpd_milters names, or let Postfix go on where it does not answer.",
 			o.mainChange("milter_default_action", "accept", "a milter that does not answer shall turn nobody away"))
 	}
+	return d
+}
+
+func causeErrors(o *observations) *result.Diagnosis {
+	ended := o.find(query{endpoint: postfixEndpoints, any: []string{"~Error: too many errors"}})
+	if len(ended) == 0 {
+		return nil
+	}
+	d := &result.Diagnosis{
+		Title:           "Postfix hangs up after a few errors on " + listed(endpointsOf(ended)),
+		Means:           "One mistake ends a session: a message to several people fails for all of them where one address is unknown, and a user who mistyped a password must connect anew.",
+		Results:         keys(ended),
+		DiscriminatedBy: []string{observed(ended, "sessions were ended with \"too many errors\" after one or two commands had been refused")},
+		Alternatives:    []string{"DX-08, a rule about the new server: it would be refused before it made a mistake", "stress: Postfix takes one error only while all its processes are busy (look for \"stress\" in the mail log)"},
+	}
+	if v, ok := o.inForce("postconf -n", "smtpd_hard_error_limit"); ok {
+		d.DiscriminatedBy = append(d.DiscriminatedBy, "postconf -n says smtpd_hard_error_limit = "+v)
+	}
+	var changes []result.Change
+	for _, e := range endpointsOf(ended) {
+		if _, ok := o.inForce("postconf -P", o.service(e)+"/smtpd_hard_error_limit"); ok {
+			changes = append(changes, o.serviceChange(e, "smtpd_hard_error_limit", "20", "Postfix's own value"))
+		}
+	}
+	if len(changes) == 0 {
+		changes = append(changes, o.mainChange("smtpd_hard_error_limit", "20", "Postfix's own value"))
+	}
+	d.Remedy = remedy("Let a session make as many mistakes as Postfix takes by default.", changes...)
+	return d
+}
+
+func causeSignInRate(o *observations) *result.Diagnosis {
+	limited := o.find(query{endpoint: submissionEndpoints, any: []string{"~too many AUTH commands"}})
+	if len(limited) == 0 {
+		return nil
+	}
+	es := endpointsOf(limited)
+	d := &result.Diagnosis{
+		Title:           "Postfix takes only few sign-ins a minute of one address on " + listed(es),
+		Means:           "Postfix counts sign-ins by the client's address, right ones too, and answers what is over with a temporary failure. The proxy takes that for a source in trouble, and turns users away.",
+		Results:         keys(limited),
+		DiscriminatedBy: []string{observed(limited, "a right password was answered with \"too many AUTH commands\"")},
+		Alternatives:    []string{"DX-14, missing trust: the address that was counted is the announced client's", "a slow or failing auth service: Postfix names the amount"},
+	}
+	var changes []result.Change
+	for _, e := range es {
+		changes = append(changes, o.serviceChange(e, "smtpd_client_auth_rate_limit", "0", "the proxy counts failed sign-ins itself"))
+	}
+	for _, at := range [][2]string{{"postconf -n", "smtpd_client_auth_rate_limit"}, {"postconf -P", o.service(es[0]) + "/smtpd_client_auth_rate_limit"}} {
+		if v, ok := o.inForce(at[0], at[1]); ok {
+			d.DiscriminatedBy = append(d.DiscriminatedBy, at[0]+" says "+at[1]+" = "+v)
+		}
+	}
+	d.Remedy = remedy("Take the limit off the services that the proxy uses.", changes...)
 	return d
 }
 

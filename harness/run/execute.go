@@ -539,10 +539,10 @@ func (x *execution) send(st *script.Send) error {
 			if s.conv.WebSocket() {
 				octets = proto.WebSocketFrame(strings.TrimRight(actual, "\r\n"))
 			}
-			return x.failed(st.Pos, s, s.conn.Send(shown, octets), "to send "+line)
+			return x.unsent(st.Pos, s, s.conn.Send(shown, octets), "to send "+line)
 		}
 		shown = fmt.Sprintf("[%d octets of %s]", len(actual), name)
-		return x.failed(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+name)
+		return x.unsent(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+name)
 	}
 	s.sent, s.sentAt = shown, time.Now()
 	for _, ref := range st.Text.Refs() {
@@ -551,7 +551,30 @@ func (x *execution) send(st *script.Send) error {
 		}
 	}
 	s.conv.Sent(actual)
-	return x.failed(st.Pos, s, s.conn.SendLine(shown, actual), "to send "+verb(s.open.Protocol, shown))
+	return x.unsent(st.Pos, s, s.conn.SendLine(shown, actual), "to send "+verb(s.open.Protocol, shown))
+}
+
+// lastWords bounds the reading of what a peer said before it hung up.
+const lastWords = time.Second
+
+// unsent is failed for a line that could not be sent. Servers say why they hang
+// up before they do: that is what was found then.
+func (x *execution) unsent(pos script.Pos, s *session, err error, wanted string) error {
+	var closed *wire.Closed
+	if !errors.As(err, &closed) {
+		return x.failed(pos, s, err, wanted)
+	}
+	u, last := s.conv.Next(lastWords)
+	if last != nil {
+		return x.failed(pos, s, err, wanted)
+	}
+	x.find(pos, result.Finding{
+		Code:   "closed",
+		Wanted: wanted,
+		Found:  wire.Visible(x.redacted(u.Status)) + ", and then the peer closed the connection",
+		Facts:  append(s.facts(), "reply="+cut(x.redacted(u.Status), 120)),
+	})
+	return errStop
 }
 
 // failed turns a wire error into a finding: the peer closed, was silent, or
