@@ -7,6 +7,7 @@ import (
 
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness"
+	"github.com/mailproof/mailproof/harness/run"
 )
 
 // The kill matrix on the reference lab: every defect is caught, diagnosed and
@@ -34,5 +35,15 @@ func TestProve(t *testing.T) {
 	assert.Assert(t, tt.Good >= 6 && tt.Defects >= 10, "%+v", tt)
 	if !sample {
 		assert.Assert(t, tt.Defects >= 150 && tt.Assertions >= 200 && tt.Faults >= 1000, "%+v", tt)
+	}
+}
+
+// TestEveryDiagnosisIsExplained: what a run names, `mailproof explain` explains.
+func TestEveryDiagnosisIsExplained(t *testing.T) {
+	ds, err := fixtures.Defects()
+	assert.NilError(t, err)
+	for _, d := range ds {
+		_, ok := run.ExplainCode(d.Diagnosis)
+		assert.Assert(t, ok, "%s is what %s is diagnosed as, and run.Codes does not list it", d.Diagnosis, d.Name)
 	}
 }
