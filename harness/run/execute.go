@@ -75,6 +75,8 @@ type watching struct {
 	w    *witness.Watch
 	keys []string // in the order of the joins; "" where a value is not known yet
 	peer string   // the key of the only connection, at a target with limits
+	// announced is the key of who was announced by a header on it.
+	announced string
 }
 
 // execute runs one scenario once.
@@ -372,6 +374,7 @@ func (x *execution) announce(o *script.Open, s *session) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Pos, err)
 	}
+	x.announcedPeer(o.Name, h.Src)
 	return x.failed(o.Pos, s, s.conn.Send(fmt.Sprintf("[PROXY header %s %s %s]", h.Form, h.Src, h.Dst), b), "a "+string(h.Form)+" header")
 }
 
@@ -407,6 +410,7 @@ func (x *execution) announceFor(o *script.Open, s *session) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Pos, err)
 	}
+	x.announcedPeer(o.Name, h.Src)
 	return x.failed(o.Pos, s, s.conn.Send(fmt.Sprintf("[PROXY header %s %s %s]", h.Form, h.Src, h.Dst), b), "a "+string(h.Form)+" header")
 }
 
@@ -534,6 +538,7 @@ func (x *execution) send(st *script.Send) error {
 			}
 			line, _, _ := strings.Cut(shown, "\r\n")
 			s.sent, s.sentAt = line, time.Now()
+			s.carries(x.env.files[name].Refs())
 			s.conv.Sent(line)
 			octets := []byte(actual)
 			if s.conv.WebSocket() {
@@ -545,13 +550,18 @@ func (x *execution) send(st *script.Send) error {
 		return x.unsent(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+name)
 	}
 	s.sent, s.sentAt = shown, time.Now()
-	for _, ref := range st.Text.Refs() {
+	s.carries(st.Text.Refs())
+	s.conv.Sent(actual)
+	return x.unsent(st.Pos, s, s.conn.SendLine(shown, actual), "to send "+verb(s.open.Protocol, shown))
+}
+
+// carries remembers whose credentials are sent.
+func (s *session) carries(refs []script.Ref) {
+	for _, ref := range refs {
 		if name, ok := ref.Credentials(); ok {
 			s.user = name
 		}
 	}
-	s.conv.Sent(actual)
-	return x.unsent(st.Pos, s, s.conn.SendLine(shown, actual), "to send "+verb(s.open.Protocol, shown))
 }
 
 // lastWords bounds the reading of what a peer said before it hung up.

@@ -310,6 +310,10 @@ func (r *runner) isolated(ctx context.Context, it *item, tries *[]result.Verdict
 		if !lost || n == lostTries || context.Cause(ctx) != nil {
 			return res
 		}
+		if !r.care.again(it) {
+			res.Reason += ": to judge it, run again (a run at a site asks again only as often as its plan says)"
+			return res
+		}
 		*tries = append(*tries, res.Verdict)
 	}
 }
