@@ -90,9 +90,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost
 	accounts, release, err := r.accounts(ctx, it)
 	if err != nil {
 		res.Verdict, res.Reason = result.Inconclusive, err.Error()
-		if errors.Is(context.Cause(ctx), errInterrupted) {
-			res.Verdict, res.Reason = result.Error, "interrupted"
-		}
+		r.stopped(ctx, &res)
 		return res, false
 	}
 	defer release()
@@ -147,8 +145,7 @@ func (x *execution) judge(err error) {
 		}
 	case err == nil, errors.Is(err, errStop):
 		res.Verdict = result.Pass
-	case errors.Is(cause, errInterrupted):
-		res.Verdict, res.Reason = result.Error, "interrupted"
+	case x.r.stopped(x.ctx, res):
 	case errors.As(err, &open):
 		res.Verdict, res.Reason = result.Inconclusive, open.reason
 		x.lost = open.lost
@@ -156,6 +153,9 @@ func (x *execution) judge(err error) {
 		res.Verdict, res.Reason = result.Inconclusive, err.Error()
 	case errors.As(err, &vantage):
 		res.Verdict, res.Reason = result.Error, err.Error()
+		if x.r.care != nil {
+			res.Reason += fmt.Sprintf(": to judge it, add a way to the vantage %s that works (%v)", vantage.Vantage, vantage.Err)
+		}
 	case errors.Is(cause, errScenarioTimeout):
 		res.Verdict, res.Reason = result.Error, fmt.Sprintf("the scenario took longer than the %s that one may take (--timeout)", x.r.opts.Timeout)
 	default:

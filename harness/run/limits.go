@@ -15,19 +15,20 @@ import (
 // to the plan, before anything is dialled: what is beyond them is not judged,
 // and the plan says what it would need.
 type Limits struct {
-	FailedSignIns int     // of one account, over the whole run
-	Connections   int     // of a first look at one source ([Options.Brief])
-	SignIns       int     // of the same
-	Rate          float64 // connections a second, where [Options.Rate] says nothing
-	Openings      int     // sessions at the start that the log must show, until it shows one
-	Barriers      int     // and further ones, where a record is missing
-	Peak          int     // connections at a time that are no flood
-	Again         int     // claims of a source that are asked again because its log lost the line
+	FailedSignIns int           // of one account, over the whole run
+	Connections   int           // of a first look at one source ([Options.Brief])
+	SignIns       int           // of the same
+	Rate          float64       // connections a second, where [Options.Rate] says nothing
+	Openings      int           // sessions at the start that the log must show, until it shows one
+	Barriers      int           // and further ones, where a record is missing
+	Peak          int           // connections at a time that are no flood
+	Look, Whole   time.Duration // how long a first look takes at most, and any other run
+	Again         int           // claims of a source that are asked again because its log lost the line
 }
 
 // SiteLimits are those of an operator's servers.
 func SiteLimits() *Limits {
-	return &Limits{FailedSignIns: 2, Connections: 60, SignIns: 25, Rate: 5, Openings: 3, Barriers: 4, Peak: 10, Again: 4}
+	return &Limits{FailedSignIns: 2, Connections: 60, SignIns: 25, Rate: 5, Openings: 3, Barriers: 4, Peak: 10, Again: 4, Look: 2 * time.Minute, Whole: 15 * time.Minute}
 }
 
 // The words of --allow beside the hazards: what the proxy's and the new
@@ -63,7 +64,13 @@ type Demand struct {
 	Messages      int     `json:"messages"`
 	Rate          float64 `json:"rate"`            // connections a second
 	Seconds       float64 `json:"seconds"`         // that the pace alone takes
-	AtMost        float64 `json:"at_most_seconds"` // whatever the servers do
+	AtMost        float64 `json:"at_most_seconds"` // then the run ends, whatever the servers do
+	Sweep         float64 `json:"sweep_seconds"`   // of these, to remove messages; at most
+}
+
+// within is when a run stops judging, so that it is over when it was said to be.
+func (d *Demand) within() time.Duration {
+	return time.Duration((d.AtMost - d.Sweep) * float64(time.Second))
 }
 
 // limit marks what may not be run, chooses the accounts of what may, and counts.
@@ -344,14 +351,12 @@ func weigh(it *item) int {
 func (l *limiter) demand(groups [][]*item) *Demand {
 	n := max(1, l.o.Repeat)
 	d := &Demand{Rate: l.o.rate(l.t)}
-	o := l.o.withDefaults(l.t.Kind)
-	runs, unknown := 0, 0
+	unknown := 0
 	for _, g := range groups {
 		for _, it := range g {
 			if it.verdict != "" {
 				continue
 			}
-			runs += n
 			s := it.scenario.Demand()
 			d.Connections += n * (s.Connections + s.Mailboxes)
 			d.SignIns += n * (s.SignIns + s.Mailboxes)
@@ -370,13 +375,12 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 				}
 			}
 		}
-		d.AtMost += (time.Duration(l.l.Openings)*o.Deadlines.Witness + time.Duration(len(used))*o.Timeout).Seconds()
 		d.Connections += len(used) // each is tried once first
 		d.SignIns += len(used)
 		if d.Messages > 0 { // and what was delivered is removed
 			d.Connections += len(used)
 			d.SignIns += len(used)
-			d.AtMost += sweepFor.Seconds()
+			d.Sweep += sweepFor.Seconds()
 		}
 		d.Again += l.again(src)
 		if len(src.Logs) > 0 {
@@ -394,8 +398,12 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 	if d.Rate > 0 {
 		d.Seconds = float64(d.Connections) / d.Rate
 	}
-	// What makes sign-ins fail waits for the rest, so that two rounds are not full.
-	d.AtMost += (time.Duration((runs+o.Jobs-1)/o.Jobs+1) * o.Timeout).Seconds()
+	whole := l.l.Whole
+	if l.o.Brief {
+		whole = l.l.Look
+	}
+	// A run that is paced slowly, or repeated, is given the time for it.
+	d.AtMost = float64(n)*whole.Seconds() + 2*d.Seconds + d.Sweep
 	return d
 }
 
