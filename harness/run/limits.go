@@ -53,19 +53,47 @@ type NamedAccounts interface {
 	TakeThese(ctx context.Context, which []int) ([]Account, func(), error)
 }
 
+// An AccountsDemand is how many accounts of a source a site names, and how many let
+// everything be judged that can be, with every flag.
+type AccountsDemand struct {
+	Source string `json:"source"`
+	Named  int    `json:"named"`
+	Needed int    `json:"needed"`
+}
+
+// accounts counts both: none is made to fail more often than it may.
+func (l *limiter) accounts(groups [][]*item, src *Source) AccountsDemand {
+	a := AccountsDemand{Source: src.Name}
+	if named, ok := src.Accounts.(NamedAccounts); ok {
+		a.Named = named.Len()
+	}
+	fails := 0
+	for _, g := range groups {
+		for _, it := range g {
+			if it.source == src && l.could[it] {
+				fails += it.scenario.Demand().WrongSignIns() * max(1, l.o.Repeat)
+				a.Needed = max(a.Needed, min(len(it.users), 2))
+			}
+		}
+	}
+	a.Needed = max(a.Needed, (fails+l.l.FailedSignIns-1)/l.l.FailedSignIns)
+	return a
+}
+
 // A Demand is what a whole plan asks of a target with [Limits].
 type Demand struct {
-	Connections   int     `json:"connections"`
-	SignIns       int     `json:"sign_ins"`
-	FailedSignIns int     `json:"failed_sign_ins"` // with accounts that exist
-	Barriers      int     `json:"barriers"`        // at most: sessions that only the log is to show
-	UnknownUsers  int     `json:"unknown_users"`   // at most: those of them in which a user that does not exist signs in
-	Again         int     `json:"again"`           // at most: sign-ins that are repeated because a Stalwart's log lost their line
-	Messages      int     `json:"messages"`
-	Rate          float64 `json:"rate"`            // connections a second
-	Seconds       float64 `json:"seconds"`         // that the pace alone takes
-	AtMost        float64 `json:"at_most_seconds"` // then the run ends, whatever the servers do
-	Sweep         float64 `json:"sweep_seconds"`   // of these, to remove messages; at most
+	Connections   int              `json:"connections"`
+	SignIns       int              `json:"sign_ins"`
+	FailedSignIns int              `json:"failed_sign_ins"` // with accounts that exist
+	Barriers      int              `json:"barriers"`        // at most: sessions that only the log is to show
+	UnknownUsers  int              `json:"unknown_users"`   // at most: those of them in which a user that does not exist signs in
+	Again         int              `json:"again"`           // at most: sign-ins that are repeated because a Stalwart's log lost their line
+	Messages      int              `json:"messages"`
+	Accounts      []AccountsDemand `json:"accounts"`
+	Rate          float64          `json:"rate"`            // connections a second
+	Seconds       float64          `json:"seconds"`         // that the pace alone takes
+	AtMost        float64          `json:"at_most_seconds"` // then the run ends, whatever the servers do
+	Sweep         float64          `json:"sweep_seconds"`   // of these, to remove messages; at most
 }
 
 // within is when a run stops judging, so that it is over when it was said to be.
@@ -75,9 +103,13 @@ func (d *Demand) within() time.Duration {
 
 // limit marks what may not be run, chooses the accounts of what may, and counts.
 func limit(t *Target, o Options, groups [][]*item) *Demand {
-	l := &limiter{t: t, o: o, l: t.Limits}
+	l := &limiter{t: t, o: o, l: t.Limits, could: map[*item]bool{}}
 	for _, g := range groups {
 		for _, it := range g {
+			if it.verdict == "" || it.verdict == result.Inconclusive {
+				_, why := l.unreachable(it)
+				l.could[it] = why == ""
+			}
 			if it.verdict == "" {
 				it.verdict, it.reason = l.unreachable(it)
 			} else if it.risky {
@@ -101,9 +133,10 @@ func limit(t *Target, o Options, groups [][]*item) *Demand {
 }
 
 type limiter struct {
-	t *Target
-	o Options
-	l *Limits
+	t     *Target
+	o     Options
+	l     *Limits
+	could map[*item]bool // with every flag: where from, and where to, is there
 }
 
 // unreachable says why an item has nowhere to act from, or nothing to act on.
@@ -365,6 +398,7 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 		}
 	}
 	for _, src := range l.t.Sources {
+		d.Accounts = append(d.Accounts, l.accounts(groups, src))
 		used := map[int]bool{}
 		for _, g := range groups {
 			for _, it := range g {
