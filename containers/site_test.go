@@ -156,9 +156,9 @@ func (f *foreign) site(t *testing.T, i int) string {
 	for _, h := range fixtures.Hosts() {
 		fmt.Fprintf(&b, "%s = { by = \"socks5:%s\", ip4 = %q, ip6 = %q }\n", h.Vantage, f.via[h.Vantage], h.IP4, h.IP6)
 	}
-	fmt.Fprintf(&b, "\n[source.old]\nkind = \"dovecot-postfix\"\nversion = %q\nip4 = %q\nip6 = %q\ntls = \"name:%s,ca:%s\"\n", src.Version, at.IP4, at.IP6, fixtures.SourceHost(i), ca)
+	fmt.Fprintf(&b, "\n[source.old]\nkind = %q\nversion = %q\nip4 = %q\nip6 = %q\ntls = \"name:%s,ca:%s\"\n", src.Kind, src.Version, at.IP4, at.IP6, fixtures.SourceHost(i), ca)
 	fmt.Fprintf(&b, "log = \"command:docker logs --follow --tail 0 %s 2>&1\"\n", fmt.Sprintf("mailproof-source%d-%s", i, plainName(src.Name)))
-	for _, e := range harness.Endpoints() {
+	for _, e := range harness.SourceEndpoints(src.Kind) {
 		fmt.Fprintf(&b, "%s = %d\n", e.Name, e.Port)
 	}
 	for n, a := range src.Accounts.(*harness.AccountPool).All()[:20] {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -102,7 +103,8 @@ func (r *rehearsal) copyLog(t *testing.T, src *harness.Source) (wait func()) {
 // options reach the lab's network, and nothing else.
 func (r *rehearsal) options() site.Options {
 	return site.Options{
-		Env: func(name string) (string, bool) { v, ok := r.env[name]; return v, ok },
+		Env:     func(name string) (string, bool) { v, ok := r.env[name]; return v, ok },
+		Resolve: func(context.Context, string) ([]netip.Addr, error) { return nil, errors.New("no name service here") },
 		Dial: func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 			for _, v := range r.lab.Target().Vantages {
 				if v.Addr(run.FamilyOf(from)) == from {

@@ -136,7 +136,17 @@ func printDemand(w io.Writer, d *run.Demand) {
 		}
 		fmt.Fprintf(w, "to see that the log is read: 1 to %d more sessions, %s; none from the proxy or the new server\n", d.Barriers, how)
 	}
-	fmt.Fprintf(w, "at worst, whatever the servers do, it takes %s (--timeout and --jobs shorten it)\n", time.Duration(d.AtMost*float64(time.Second)).Round(time.Second))
+	for _, a := range d.Accounts {
+		if a.Named < a.Needed {
+			fmt.Fprintf(w, "accounts of %s: the file names %d; with every flag %d are needed to judge everything, because none is made to fail its sign-in more than twice\n", a.Source, a.Named, a.Needed)
+		} else {
+			fmt.Fprintf(w, "accounts of %s: the file names %d; %d are needed to judge everything\n", a.Source, a.Named, a.Needed)
+		}
+	}
+	if d.Again > 0 {
+		fmt.Fprintf(w, "a Stalwart's log loses a line now and then: up to %d sign-ins are made again for that\n", d.Again)
+	}
+	fmt.Fprintf(w, "after %s it is over, whatever the servers do: what is not judged by then is said not to be\n", time.Duration(d.AtMost*float64(time.Second)).Round(time.Second))
 	fmt.Fprintln(w, "where a port does not answer, the source's other ports are tried until one does, to tell a dead port from a dead server")
 }
 

@@ -39,6 +39,7 @@ const (
 type Client struct {
 	http         *http.Client
 	user, secret string
+	key          string // in the place of the two
 }
 
 // New makes a client that reaches the management listener by dial and signs in
@@ -49,6 +50,14 @@ func New(dial func(context.Context) (net.Conn, error), user, secret string) *Cli
 		MaxIdleConnsPerHost: 8, MaxConnsPerHost: 8, DisableCompression: true, IdleConnTimeout: 20 * time.Second,
 	}
 	return &Client{http: &http.Client{Transport: t, Timeout: answerFor}, user: user, secret: secret}
+}
+
+// NewWithKey is [New] for an API key of the server's, which is sent as a bearer
+// token.
+func NewWithKey(dial func(context.Context) (net.Conn, error), key string) *Client {
+	c := New(dial, "", "")
+	c.key = key
+	return c
 }
 
 // Close ends the client's idle connections.
@@ -126,7 +135,11 @@ func (c *Client) call(ctx context.Context, method, path string, body, data any) 
 	if err != nil {
 		return lost(err)
 	}
-	req.SetBasicAuth(c.user, c.secret)
+	if c.key != "" {
+		req.Header.Set("Authorization", "Bearer "+c.key)
+	} else {
+		req.SetBasicAuth(c.user, c.secret)
+	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}

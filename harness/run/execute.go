@@ -75,6 +75,8 @@ type watching struct {
 	w    *witness.Watch
 	keys []string // in the order of the joins; "" where a value is not known yet
 	peer string   // the key of the only connection, at a target with limits
+	// announced is the key of who was announced by a header on it.
+	announced string
 }
 
 // execute runs one scenario once.
@@ -88,9 +90,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost
 	accounts, release, err := r.accounts(ctx, it)
 	if err != nil {
 		res.Verdict, res.Reason = result.Inconclusive, err.Error()
-		if errors.Is(context.Cause(ctx), errInterrupted) {
-			res.Verdict, res.Reason = result.Error, "interrupted"
-		}
+		r.stopped(ctx, &res)
 		return res, false
 	}
 	defer release()
@@ -145,8 +145,7 @@ func (x *execution) judge(err error) {
 		}
 	case err == nil, errors.Is(err, errStop):
 		res.Verdict = result.Pass
-	case errors.Is(cause, errInterrupted):
-		res.Verdict, res.Reason = result.Error, "interrupted"
+	case x.r.stopped(x.ctx, res):
 	case errors.As(err, &open):
 		res.Verdict, res.Reason = result.Inconclusive, open.reason
 		x.lost = open.lost
@@ -154,6 +153,9 @@ func (x *execution) judge(err error) {
 		res.Verdict, res.Reason = result.Inconclusive, err.Error()
 	case errors.As(err, &vantage):
 		res.Verdict, res.Reason = result.Error, err.Error()
+		if x.r.care != nil {
+			res.Reason += fmt.Sprintf(": to judge it, add a way to the vantage %s that works (%v)", vantage.Vantage, vantage.Err)
+		}
 	case errors.Is(cause, errScenarioTimeout):
 		res.Verdict, res.Reason = result.Error, fmt.Sprintf("the scenario took longer than the %s that one may take (--timeout)", x.r.opts.Timeout)
 	default:
@@ -372,6 +374,7 @@ func (x *execution) announce(o *script.Open, s *session) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Pos, err)
 	}
+	x.announcedPeer(o.Name, h.Src)
 	return x.failed(o.Pos, s, s.conn.Send(fmt.Sprintf("[PROXY header %s %s %s]", h.Form, h.Src, h.Dst), b), "a "+string(h.Form)+" header")
 }
 
@@ -407,6 +410,7 @@ func (x *execution) announceFor(o *script.Open, s *session) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Pos, err)
 	}
+	x.announcedPeer(o.Name, h.Src)
 	return x.failed(o.Pos, s, s.conn.Send(fmt.Sprintf("[PROXY header %s %s %s]", h.Form, h.Src, h.Dst), b), "a "+string(h.Form)+" header")
 }
 
@@ -534,6 +538,7 @@ func (x *execution) send(st *script.Send) error {
 			}
 			line, _, _ := strings.Cut(shown, "\r\n")
 			s.sent, s.sentAt = line, time.Now()
+			s.carries(x.env.files[name].Refs())
 			s.conv.Sent(line)
 			octets := []byte(actual)
 			if s.conv.WebSocket() {
@@ -545,13 +550,18 @@ func (x *execution) send(st *script.Send) error {
 		return x.unsent(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+name)
 	}
 	s.sent, s.sentAt = shown, time.Now()
-	for _, ref := range st.Text.Refs() {
+	s.carries(st.Text.Refs())
+	s.conv.Sent(actual)
+	return x.unsent(st.Pos, s, s.conn.SendLine(shown, actual), "to send "+verb(s.open.Protocol, shown))
+}
+
+// carries remembers whose credentials are sent.
+func (s *session) carries(refs []script.Ref) {
+	for _, ref := range refs {
 		if name, ok := ref.Credentials(); ok {
 			s.user = name
 		}
 	}
-	s.conv.Sent(actual)
-	return x.unsent(st.Pos, s, s.conn.SendLine(shown, actual), "to send "+verb(s.open.Protocol, shown))
 }
 
 // lastWords bounds the reading of what a peer said before it hung up.

@@ -15,18 +15,20 @@ import (
 // to the plan, before anything is dialled: what is beyond them is not judged,
 // and the plan says what it would need.
 type Limits struct {
-	FailedSignIns int     // of one account, over the whole run
-	Connections   int     // of a first look at one source ([Options.Brief])
-	SignIns       int     // of the same
-	Rate          float64 // connections a second, where [Options.Rate] says nothing
-	Openings      int     // sessions at the start that the log must show, until it shows one
-	Barriers      int     // and further ones, where a record is missing
-	Peak          int     // connections at a time that are no flood
+	FailedSignIns int           // of one account, over the whole run
+	Connections   int           // of a first look at one source ([Options.Brief])
+	SignIns       int           // of the same
+	Rate          float64       // connections a second, where [Options.Rate] says nothing
+	Openings      int           // sessions at the start that the log must show, until it shows one
+	Barriers      int           // and further ones, where a record is missing
+	Peak          int           // connections at a time that are no flood
+	Look, Whole   time.Duration // how long a first look takes at most, and any other run
+	Again         int           // claims of a source that are asked again because its log lost the line
 }
 
 // SiteLimits are those of an operator's servers.
 func SiteLimits() *Limits {
-	return &Limits{FailedSignIns: 2, Connections: 60, SignIns: 25, Rate: 5, Openings: 3, Barriers: 4, Peak: 10}
+	return &Limits{FailedSignIns: 2, Connections: 60, SignIns: 25, Rate: 5, Openings: 3, Barriers: 4, Peak: 10, Again: 4, Look: 2 * time.Minute, Whole: 15 * time.Minute}
 }
 
 // The words of --allow beside the hazards: what the proxy's and the new
@@ -51,24 +53,63 @@ type NamedAccounts interface {
 	TakeThese(ctx context.Context, which []int) ([]Account, func(), error)
 }
 
+// An AccountsDemand is how many accounts of a source a site names, and how many let
+// everything be judged that can be, with every flag.
+type AccountsDemand struct {
+	Source string `json:"source"`
+	Named  int    `json:"named"`
+	Needed int    `json:"needed"`
+}
+
+// accounts counts both: none is made to fail more often than it may.
+func (l *limiter) accounts(groups [][]*item, src *Source) AccountsDemand {
+	a := AccountsDemand{Source: src.Name}
+	if named, ok := src.Accounts.(NamedAccounts); ok {
+		a.Named = named.Len()
+	}
+	fails := 0
+	for _, g := range groups {
+		for _, it := range g {
+			if it.source == src && l.could[it] {
+				fails += it.scenario.Demand().WrongSignIns() * max(1, l.o.Repeat)
+				a.Needed = max(a.Needed, min(len(it.users), 2))
+			}
+		}
+	}
+	a.Needed = max(a.Needed, (fails+l.l.FailedSignIns-1)/l.l.FailedSignIns)
+	return a
+}
+
 // A Demand is what a whole plan asks of a target with [Limits].
 type Demand struct {
-	Connections   int     `json:"connections"`
-	SignIns       int     `json:"sign_ins"`
-	FailedSignIns int     `json:"failed_sign_ins"` // with accounts that exist
-	Barriers      int     `json:"barriers"`        // at most: sessions that only the log is to show
-	UnknownUsers  int     `json:"unknown_users"`   // at most: those of them in which a user that does not exist signs in
-	Messages      int     `json:"messages"`
-	Rate          float64 `json:"rate"`            // connections a second
-	Seconds       float64 `json:"seconds"`         // that the pace alone takes
-	AtMost        float64 `json:"at_most_seconds"` // whatever the servers do
+	Connections   int              `json:"connections"`
+	SignIns       int              `json:"sign_ins"`
+	FailedSignIns int              `json:"failed_sign_ins"` // with accounts that exist
+	Barriers      int              `json:"barriers"`        // at most: sessions that only the log is to show
+	UnknownUsers  int              `json:"unknown_users"`   // at most: those of them in which a user that does not exist signs in
+	Again         int              `json:"again"`           // at most: sign-ins that are repeated because a Stalwart's log lost their line
+	Messages      int              `json:"messages"`
+	Accounts      []AccountsDemand `json:"accounts"`
+	Rate          float64          `json:"rate"`            // connections a second
+	Seconds       float64          `json:"seconds"`         // that the pace alone takes
+	AtMost        float64          `json:"at_most_seconds"` // then the run ends, whatever the servers do
+	Sweep         float64          `json:"sweep_seconds"`   // of these, to remove messages; at most
+}
+
+// within is when a run stops judging, so that it is over when it was said to be.
+func (d *Demand) within() time.Duration {
+	return time.Duration((d.AtMost - d.Sweep) * float64(time.Second))
 }
 
 // limit marks what may not be run, chooses the accounts of what may, and counts.
 func limit(t *Target, o Options, groups [][]*item) *Demand {
-	l := &limiter{t: t, o: o, l: t.Limits}
+	l := &limiter{t: t, o: o, l: t.Limits, could: map[*item]bool{}}
 	for _, g := range groups {
 		for _, it := range g {
+			if it.verdict == "" || it.verdict == result.Inconclusive {
+				_, why := l.unreachable(it)
+				l.could[it] = why == ""
+			}
 			if it.verdict == "" {
 				it.verdict, it.reason = l.unreachable(it)
 			} else if it.risky {
@@ -92,9 +133,10 @@ func limit(t *Target, o Options, groups [][]*item) *Demand {
 }
 
 type limiter struct {
-	t *Target
-	o Options
-	l *Limits
+	t     *Target
+	o     Options
+	l     *Limits
+	could map[*item]bool // with every flag: where from, and where to, is there
 }
 
 // unreachable says why an item has nowhere to act from, or nothing to act on.
@@ -102,11 +144,16 @@ func (l *limiter) unreachable(it *item) (result.Verdict, string) {
 	f := Family(it.facet.Family)
 	missing, off := "", ""
 	public := l.t.Proxy == nil
+	announces := false
 	it.scenario.Walk(func(st script.Step) {
+		if _, ok := st.(*script.Act); ok && it.source.Admin == nil {
+			off = "it changes settings of the source, and nothing is changed at a site: labs judge it"
+		}
 		o, ok := st.(*script.Open)
 		if !ok {
 			return
 		}
+		announces = announces || o.Target == "source" && !o.For.Empty() && it.source.Announces == ByPROXY
 		switch {
 		case o.Target == "proxy":
 			if l.t.Proxy != nil && !l.t.Proxy.Addr(f).IsValid() {
@@ -129,10 +176,28 @@ func (l *limiter) unreachable(it *item) (result.Verdict, string) {
 	if off != "" {
 		return result.Unsupported, off
 	}
+	const noPublic = "it announces where clients reach the proxy, and the site names no proxy: to judge it, add [proxy]"
+	if why := l.crowded(it); why != "" {
+		return result.Unsupported, why
+	}
+	if announces && public {
+		return result.Inconclusive, noPublic
+	}
+	if announces && !l.t.Proxy.Addr(f).IsValid() {
+		return result.Unsupported, fmt.Sprintf("the proxy was declared without an address in %s, and has no client to announce there", f)
+	}
 	for _, r := range it.scenario.Refs() {
+		switch {
+		case r.Name == "public-name" && public:
+			return result.Inconclusive, "it asks for the name by which clients know the proxy, and the site names no proxy: to judge it, add [proxy]"
+		case r.Name == "public-name" && l.t.Proxy.ServerName == "":
+			return result.Inconclusive, "it asks for the name by which clients know the proxy, and the site names none: to judge it, add host to [proxy]"
+		case r.Name == "source-name" && it.source.ServerName == "":
+			return result.Inconclusive, "it asks for the source's name, and the site names none: to judge it, add host to [source." + it.source.Name + "]"
+		}
 		for _, name := range append([]string{r.Name}, r.Args...) {
 			if name == "public" && public {
-				return result.Inconclusive, "it announces where clients reach the proxy, and the site names no proxy: to judge it, add [proxy]"
+				return result.Inconclusive, noPublic
 			}
 			if slices.Contains(Vantages(), name) && !l.has(name, f) && missing == "" {
 				missing = name
@@ -147,6 +212,20 @@ func (l *limiter) unreachable(it *item) (result.Verdict, string) {
 		return result.Inconclusive, fmt.Sprintf("it acts from the vantage %s or looks for its address, which has none in %s: to judge it, add %s to the vantage %s", missing, f, f, missing)
 	}
 	return "", ""
+}
+
+// crowd is from how many users on sessions of one account stand for several.
+const crowd = 10
+
+// crowded says why a claim about many users at a time cannot be judged with the
+// accounts that a site names: a source that is told of clients by a header alone
+// records nothing else that tells two sessions of one account apart.
+func (l *limiter) crowded(it *item) string {
+	named, ok := it.source.Accounts.(NamedAccounts)
+	if n := len(it.users); ok && it.source.Announces == ByPROXY && n > crowd && n > named.Len() {
+		return fmt.Sprintf("it needs %d accounts at a source that is told of clients by a header, and the site names %d: labs judge it", n, named.Len())
+	}
+	return ""
 }
 
 func (l *limiter) has(vantage string, f Family) bool {
@@ -213,6 +292,10 @@ func (l *limiter) brief(groups [][]*item) {
 			left.Connections, left.SignIns = l.l.Connections-lend.few, l.l.SignIns-lend.few // each is tried once first
 			if len(src.Logs) > 0 {                                                          // for the barrier that every run begins with
 				left.Connections -= 2
+			}
+			if again := l.again(src); again > 0 {
+				left.Connections -= again
+				left.SignIns -= again
 			}
 		}
 		for _, it := range l.order(groups, src) {
@@ -301,14 +384,12 @@ func weigh(it *item) int {
 func (l *limiter) demand(groups [][]*item) *Demand {
 	n := max(1, l.o.Repeat)
 	d := &Demand{Rate: l.o.rate(l.t)}
-	o := l.o.withDefaults(l.t.Kind)
-	runs := 0
+	unknown := 0
 	for _, g := range groups {
 		for _, it := range g {
 			if it.verdict != "" {
 				continue
 			}
-			runs += n
 			s := it.scenario.Demand()
 			d.Connections += n * (s.Connections + s.Mailboxes)
 			d.SignIns += n * (s.SignIns + s.Mailboxes)
@@ -317,6 +398,7 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 		}
 	}
 	for _, src := range l.t.Sources {
+		d.Accounts = append(d.Accounts, l.accounts(groups, src))
 		used := map[int]bool{}
 		for _, g := range groups {
 			for _, it := range g {
@@ -327,29 +409,45 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 				}
 			}
 		}
-		d.AtMost += (time.Duration(l.l.Openings)*o.Deadlines.Witness + time.Duration(len(used))*o.Timeout).Seconds()
 		d.Connections += len(used) // each is tried once first
 		d.SignIns += len(used)
 		if d.Messages > 0 { // and what was delivered is removed
 			d.Connections += len(used)
 			d.SignIns += len(used)
-			d.AtMost += sweepFor.Seconds()
+			d.Sweep += sweepFor.Seconds()
 		}
+		d.Again += l.again(src)
 		if len(src.Logs) > 0 {
 			d.Barriers += l.l.Openings + l.l.Barriers
+			if src.Kind != "stalwart" {
+				unknown += l.l.Openings + l.l.Barriers
+			}
 		}
 	}
 	for _, name := range []string{Client, Stranger, Neighbour} {
 		if v, ok := l.t.Vantages[name].(interface{ Portless() bool }); ok && v.Portless() {
-			d.UnknownUsers = d.Barriers
+			d.UnknownUsers = unknown
 		}
 	}
 	if d.Rate > 0 {
 		d.Seconds = float64(d.Connections) / d.Rate
 	}
-	// What makes sign-ins fail waits for the rest, so that two rounds are not full.
-	d.AtMost += (time.Duration((runs+o.Jobs-1)/o.Jobs+1) * o.Timeout).Seconds()
+	whole := l.l.Whole
+	if l.o.Brief {
+		whole = l.l.Look
+	}
+	// A run that is paced slowly, or repeated, is given the time for it.
+	d.AtMost = float64(n)*whole.Seconds() + 2*d.Seconds + d.Sweep
 	return d
+}
+
+// again is how many claims of a source may be asked again because its log lost
+// what decides them: only Stalwart's does.
+func (l *limiter) again(s *Source) int {
+	if s.Kind != "stalwart" || len(s.Logs) == 0 {
+		return 0
+	}
+	return l.l.Again
 }
 
 // rate is how many connections are made a second; 0 is no limit.

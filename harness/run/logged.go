@@ -35,7 +35,7 @@ func (x *execution) logged(st *script.Witness) error {
 		wg.keys[i] = witness.Key(j.Field, v)
 		wg.w.Add(wg.keys[i])
 	}
-	j := &judgement{x: x, st: st, keys: x.siteJoins(st, wg), peer: wg.peer}
+	j := &judgement{x: x, st: st, keys: x.siteJoins(st, wg), peer: wg.peer, announced: wg.announced}
 	limit := x.r.opts.Deadlines.Witness
 	if st.Within > 0 {
 		limit = st.Within
@@ -131,6 +131,8 @@ type judgement struct {
 	st   *script.Witness
 	keys []string
 	peer string // the key of the only connection, where it is known
+	// announced is the key of who was announced on it, where somebody was.
+	announced string
 }
 
 // ours returns the records of the block's kind that are joined, by the primary

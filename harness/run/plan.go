@@ -223,7 +223,7 @@ func (p *Plan) hash() string {
 	}
 	if p.Demand != nil {
 		d := *p.Demand
-		d.AtMost = 0 // it depends on how many run at a time
+		d.AtMost, d.Sweep = 0, 0 // how long it may take is nothing that is sent
 		lines = append(lines, fmt.Sprintf("demand %+v", d))
 	}
 	sort.Strings(lines)

@@ -21,6 +21,24 @@ import (
 // errInterrupted is the cause of a context that a signal or the caller ended.
 var errInterrupted = errors.New("interrupted")
 
+// errTimeUp is the cause of a context whose run has taken as long as its plan
+// says.
+var errTimeUp = errors.New("the time of the run was over")
+
+// stopped says whether a run was ended before its claims were judged, and what
+// that makes of one.
+func (r *runner) stopped(ctx context.Context, res *result.Result) bool {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errInterrupted):
+		res.Verdict, res.Reason = result.Error, "interrupted"
+	case errors.Is(cause, errTimeUp):
+		res.Verdict, res.Reason = result.Inconclusive, fmt.Sprintf("the %.0f s that the plan gives the whole run were over: to judge it, add --select, and run the rest by itself", r.plan.Demand.AtMost)
+	default:
+		return false
+	}
+	return true
+}
+
 // A runner executes one plan.
 type runner struct {
 	target *Target
@@ -78,6 +96,10 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 	defer cancel(nil)
 	stop := context.AfterFunc(outer, func() { cancel(errInterrupted) })
 	defer stop()
+	if d := plan.Demand; d != nil {
+		up := time.AfterFunc(d.within(), func() { cancel(errTimeUp) })
+		defer up.Stop()
+	}
 	for _, s := range t.Sources {
 		r.alone[s] = &sync.RWMutex{}
 		r.openLog(ctx, s)
@@ -289,7 +311,7 @@ const lostTries = 3
 func (r *runner) isolated(ctx context.Context, it *item, tries *[]result.Verdict) result.Result {
 	if context.Cause(ctx) != nil {
 		res := it.blank()
-		res.Verdict, res.Reason = result.Error, "interrupted"
+		r.stopped(ctx, &res)
 		return res
 	}
 	mu := r.alone[it.source]
@@ -308,6 +330,10 @@ func (r *runner) isolated(ctx context.Context, it *item, tries *[]result.Verdict
 	for n := 0; ; n++ {
 		res, lost := r.execute(ctx, it)
 		if !lost || n == lostTries || context.Cause(ctx) != nil {
+			return res
+		}
+		if !r.care.again(it) {
+			res.Reason += ": to judge it, run again (a run at a site asks again only as often as its plan says)"
 			return res
 		}
 		*tries = append(*tries, res.Verdict)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,7 @@ type care struct {
 	asked     map[*Source]int    // barriers so far
 	shows     map[*Source]string // the endpoint at which a barrier was made
 	accepted  map[*Source]int    // messages of ours
+	repeats   map[*Source]int    // claims that were asked again
 	refusals  map[string]int     // of right passwords, by account
 	withdrawn map[string]string  // what was said of accounts that are left alone
 	problems  []result.Problem
@@ -46,7 +48,7 @@ func newCare(t *Target, o Options) *care {
 		return nil
 	}
 	return &care{limits: t.Limits, pace: newPacer(o.rate(t)), trusted: map[string]bool{}, unsettled: map[string]bool{},
-		asked: map[*Source]int{}, shows: map[*Source]string{}, accepted: map[*Source]int{}, refusals: map[string]int{}, withdrawn: map[string]string{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
+		asked: map[*Source]int{}, shows: map[*Source]string{}, accepted: map[*Source]int{}, repeats: map[*Source]int{}, refusals: map[string]int{}, withdrawn: map[string]string{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
 }
 
 func (c *care) wait(ctx context.Context) error {
@@ -132,7 +134,7 @@ func (x *execution) siteJoins(st *script.Witness, wg *watching) []string {
 		}
 		own = append(own, key)
 	}
-	return append(append(own, wg.peer), names...)
+	return append(append(own, wg.peer, wg.announced), names...)
 }
 
 func (x *execution) sharedName(t script.Template) bool {
@@ -171,10 +173,26 @@ func (x *execution) watchPeer(name string, conn *wire.Conn) {
 	}
 }
 
+// announcedPeer is watchPeer for a connection that began with a header: a
+// source that takes it records who was announced as who connected, and one that
+// does not records the connection's own end. Either way the record is ours.
+func (x *execution) announcedPeer(name string, src netip.AddrPort) {
+	if x.r.care == nil || !src.IsValid() || only(x.item.scenario) != name {
+		return
+	}
+	for _, wg := range x.watch {
+		if wg.peer == "" {
+			continue // nothing tells our own end
+		}
+		wg.announced = witness.PeerKey(src)
+		wg.w.Add(wg.announced)
+	}
+}
+
 // anothers says whether a record that is joined by an account's name tells
 // itself that it is of another connection than ours.
 func (j *judgement) anothers(r *witness.Record, key string) bool {
-	return j.peer != "" && field(key) == "user" && r.Peer.IsValid() && witness.PeerKey(r.Peer) != j.peer
+	return j.peer != "" && field(key) == "user" && r.Peer.IsValid() && witness.PeerKey(r.Peer) != j.peer && witness.PeerKey(r.Peer) != j.announced
 }
 
 // decided says whether a joined record settles a block although it does not
@@ -217,13 +235,20 @@ func (x *execution) signedIn(s *session, status string) {
 	if user != "" && x.r.care != nil && refusal(s.open.Protocol, status) {
 		x.r.care.refused(x.env.accounts[user].Address, cut(x.redacted(status), 100))
 	}
-	if x.signed == nil || user == "" || s.open.Protocol == "smtp" {
+	if x.signed == nil || user == "" {
 		return
 	}
-	if s.open.Protocol == "imap" {
+	accepted := strings.HasPrefix(status, "OK") || strings.HasPrefix(status, "+OK")
+	switch s.open.Protocol {
+	case "imap":
 		_, status, _ = strings.Cut(status, " ")
+		accepted = strings.HasPrefix(status, "OK")
+	case "smtp": // Postfix logs no sign-in by itself
+		accepted = x.item.source.Kind == "stalwart" && strings.HasPrefix(status, "235")
+	case "http":
+		accepted = strings.HasPrefix(status, "HTTP/1.1 2") || strings.HasPrefix(status, "HTTP/1.1 101")
 	}
-	if strings.HasPrefix(status, "OK") || strings.HasPrefix(status, "+OK") {
+	if accepted {
 		x.signed[strings.ToLower(x.env.accounts[user].Address)]++
 	}
 }
@@ -352,7 +377,7 @@ func (r *runner) lead(ctx context.Context, it *item, key string, turn chan struc
 		return err
 	case spent:
 		return fmt.Errorf("the plan names no more than %d sessions that ask the log", c.limits.Barriers)
-	case strings.HasSuffix(key, " login"):
+	case strings.HasSuffix(key, " login"), it.source.Kind == "stalwart":
 		return r.showLine(ctx, it.source, l, r.opts.Deadlines.Witness)
 	}
 	return r.recipientBarrier(ctx, it, l)
@@ -368,6 +393,9 @@ func (r *runner) lead(ctx context.Context, it *item, key string, turn chan struc
 // An endpoint that does not serve is passed over, and the one that did is asked
 // first from then on.
 func (r *runner) showLine(ctx context.Context, s *Source, l *witness.Log, wait time.Duration) error {
+	if s.Kind == "stalwart" {
+		return r.showHello(ctx, s, l, wait)
+	}
 	last := errors.New("the source was declared without an IMAP or POP3 endpoint")
 	for _, endpoint := range r.care.endpoints(s) {
 		if _, ok := s.Endpoint(endpoint); !ok {

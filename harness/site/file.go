@@ -47,16 +47,17 @@ type Public struct{ Host }
 type Source struct {
 	Host
 	Label    string // the name of its table
-	Kind     string // "dovecot-postfix"
-	Version  string // "bookworm", "trixie"
+	Kind     string // "dovecot-postfix" or "stalwart"
+	Version  string // "bookworm", "trixie"; "0.15.5"
 	Log      Log
 	Accounts []Account
 }
 
 // A Log says where a source's mail log is read. The zero Log says nowhere.
 type Log struct {
-	How  string // "file" or "command"
+	How  string // "file", "command" or, of a Stalwart, "api"
 	What string
+	API  API // of "api"
 }
 
 // An Account is a mailbox that the operator lets mailproof use.
@@ -271,7 +272,7 @@ func (p *parser) document(t table) *File {
 	}
 	if pt, ok := t.sub("proxy"); ok {
 		pt.known(append(hostKeys(), endpointNames()...)...)
-		f.Proxy = &Public{pt.host()}
+		f.Proxy = &Public{pt.host(services())}
 	}
 	if vt, ok := t.sub("vantage"); ok {
 		vt.known(run.Vantages()...)
@@ -319,7 +320,7 @@ func endpointNames() []string {
 	return names
 }
 
-func (t table) host() Host {
+func (t table) host(services []run.Endpoint) Host {
 	h := Host{Name: t.text("host"), IP4: t.addr("ip4", run.IP4), IP6: t.addr("ip6", run.IP6), At: t.p.place(t.path)}
 	if strings.ContainsAny(h.Name, " /:@") {
 		t.wrong("host", "%q is no host name; ports stand beside their services: imaps = 993", h.Name)
@@ -327,7 +328,7 @@ func (t table) host() Host {
 	if h.Name == "" && !h.IP4.IsValid() && !h.IP6.IsValid() && len(t.m) > 0 {
 		t.p.wrong(t.path, "where it is reached is missing: host, or ip4 and ip6")
 	}
-	for _, e := range services() {
+	for _, e := range services {
 		v, ok := t.m[e.Name]
 		if !ok {
 			continue
@@ -348,8 +349,9 @@ func (t table) host() Host {
 }
 
 func (t table) source(label string) *Source {
-	t.known(append(append(hostKeys(), "kind", "version", "announces", "log"), endpointNames()...)...)
-	s := &Source{Label: label, Kind: t.needed("kind", "dovecot-postfix"), Host: t.host()}
+	kind := t.needed("kind", "dovecot-postfix or stalwart")
+	t.known(append(append(hostKeys(), "kind", "version", "announces", "log"), keysOf(kind)...)...)
+	s := &Source{Label: label, Kind: kind, Host: t.host(servicesOf(kind))}
 	if strings.ContainsAny(label, " @/:") {
 		t.p.wrong(t.path, "%q is no name for a source: letters, digits and hyphens", label)
 	}
@@ -363,19 +365,25 @@ func (t table) source(label string) *Source {
 		if _, ok := t.m["announces"]; ok {
 			t.wrong("announces", "is for sources of kind generic; dovecot-postfix takes ID and XCLIENT")
 		}
-	case "stalwart", "generic":
-		t.wrong("kind", "sources of kind %s cannot be judged at a site yet: this is not built; there is dovecot-postfix", s.Kind)
+	case fixtures.Stalwart:
+		t.stalwart(s)
+	case "generic":
+		t.wrong("kind", "sources of kind %s cannot be judged at a site yet: this is not built; there are dovecot-postfix and stalwart", s.Kind)
 	case "":
 	default:
-		t.wrong("kind", "unknown kind %q; there is dovecot-postfix", s.Kind)
+		t.wrong("kind", "unknown kind %q; there are dovecot-postfix and stalwart", s.Kind)
 	}
 	if l := t.text("log"); l != "" {
 		how, what, ok := strings.Cut(l, ":")
 		what = strings.TrimSpace(what)
+		if how == "api" && kind == fixtures.Stalwart {
+			s.Log = Log{how, what, t.api(what)}
+			return s
+		}
 		if !ok || how != "file" && how != "command" || what == "" {
 			t.wrong("log", "write file:PATH or command:COMMAND")
 		}
-		s.Log = Log{how, what}
+		s.Log = Log{How: how, What: what}
 	}
 	return s
 }

@@ -171,10 +171,19 @@ func (b *builder) proxy() error {
 		return b.wrong(pub.At, "proxy.tls", "%v", err)
 	}
 	b.unchecked("the proxy", pub.TLS)
-	b.t.Proxy = &run.PublicProxy{Name: "addr:" + cmpName(pub.Name, at), Endpoints: pub.Endpoints, ServerName: pub.TLS.Name, Verify: verify,
+	b.t.Proxy = &run.PublicProxy{Name: "addr:" + cmpName(pub.Name, at), Endpoints: pub.Endpoints, ServerName: nameOf(pub.Host), Verify: verify,
 		Addr: func(f run.Family) netip.Addr { return at.Of(string(f)) }}
 	b.t.Names.Public = b.t.Proxy.Addr
 	return nil
+}
+
+// nameOf is what a host is called: what its certificate is checked for, or
+// else its own name, where the certificate is pinned or not checked.
+func nameOf(h Host) string {
+	if h.TLS.Name != "" {
+		return h.TLS.Name
+	}
+	return h.Name
 }
 
 func cmpName(name string, at fixtures.Pair) string {
@@ -204,9 +213,10 @@ func (b *builder) source(s *Source) error {
 		return b.wrong(s.At, key+".tls", "%v", err)
 	}
 	b.unchecked(s.Label, s.TLS)
-	src := &run.Source{Name: s.Label, Kind: s.Kind, Version: s.Version, Origin: result.FromSite, Domain: b.f.Domain,
+	announces, pace := announcement(s)
+	src := &run.Source{Name: s.Label, Kind: s.Kind, Version: s.Version, Origin: result.FromSite, Domain: b.f.Domain, Announces: announces, Pace: pace,
 		Addr:      func(_ string, f run.Family) netip.Addr { return at.Of(string(f)) },
-		Endpoints: s.Endpoints, ServerName: s.TLS.Name, Verify: verify, Logs: map[string]run.LogFunc{}}
+		Endpoints: s.Endpoints, ServerName: nameOf(s.Host), Verify: verify, Logs: map[string]run.LogFunc{}}
 	switch s.Log.How {
 	case "file":
 		path := s.Log.What
@@ -216,6 +226,10 @@ func (b *builder) source(s *Source) error {
 		src.Logs["mail"] = func(ctx context.Context) (io.ReadCloser, error) { return openTail(ctx, path) }
 	case "command":
 		src.Logs["mail"] = func(ctx context.Context) (io.ReadCloser, error) { return follow(ctx, s.Log.What) }
+	case "api":
+		if err := b.api(s, src, verify); err != nil {
+			return err
+		}
 	}
 	p := newPool()
 	for _, a := range s.Accounts {

@@ -77,7 +77,7 @@ func TestParse(t *testing.T) {
 	assert.Equal(t, f.Vantages["proxy"].IP6, netip.MustParseAddr("2001:db8::2"))
 	assert.Equal(t, f.Vantages["relay"].What, "root@new")
 	s := f.Sources[0]
-	assert.Equal(t, s.Log, Log{"command", "ssh old journalctl -f -n 0"})
+	assert.Equal(t, s.Log, Log{How: "command", What: "ssh old journalctl -f -n 0"})
 	assert.Equal(t, len(s.Accounts), 2)
 	assert.Assert(t, s.Accounts[1].Shared)
 	assert.Equal(t, f.Exclude[0].Until, time.Date(2027, 1, 31, 0, 0, 0, 0, time.UTC))
@@ -95,7 +95,10 @@ func TestParseRefuses(t *testing.T) {
 		"port":              {"imaps = 993", "imaps = 99300", "site.toml:7:1: proxy.imaps: must be a port, 1 to 65535"},
 		"port as text":      {"imaps = 993", `imaps = "993"`, "must be a port"},
 		"kind":              {`"dovecot-postfix"`, `"exchange"`, `unknown kind "exchange"`},
-		"kind not built":    {`"dovecot-postfix"`, `"stalwart"`, "not built"},
+		"kind not built":    {`"dovecot-postfix"`, `"generic"`, "not built"},
+		"other's version":   {`"dovecot-postfix"`, `"stalwart"`, `unknown version "bookworm"; there are 0.15.5`},
+		"log of another":    {"command: ssh old", "api:http://old:8080/#", "write file:PATH or command:COMMAND"},
+		"log key of none":   {`version = "bookworm"`, "version = \"bookworm\"\nlog-secret = \"env:X\"", "log-secret: unknown key"},
 		"version":           {`"bookworm"`, `"sid"`, `unknown version "sid"`},
 		"family":            {`ip4 = "192.0.2.10"`, `ip4 = "2001:db8::1"`, "no address of this family"},
 		"same vantage":      {`neighbour = "none"`, `neighbour = "bind:192.0.2.2"`, "has the same address as the vantage proxy"},

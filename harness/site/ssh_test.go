@@ -8,8 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -19,6 +17,7 @@ import (
 	"gotest.tools/v3/assert/cmp"
 
 	"github.com/mailproof/mailproof/harness/run"
+	"github.com/mailproof/mailproof/harness/site/sshdtest"
 )
 
 // asSSH makes the test's own executable a program that behaves as ssh does.
@@ -105,58 +104,8 @@ func TestSSHReadHasDeadlines(t *testing.T) {
 
 // What OpenSSH itself says, in the version that is installed.
 func TestOpenSSH(t *testing.T) {
-	sshd, err := exec.LookPath("/usr/sbin/sshd")
-	if err != nil {
-		t.Skip("there is no sshd here: apt install openssh-server")
-	}
-	if _, err := exec.LookPath("ssh"); err != nil {
-		t.Skip("there is no ssh here: apt install openssh-client")
-	}
-	dir := t.TempDir()
-	for _, key := range []string{"host", "user"} {
-		out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, key)).CombinedOutput()
-		assert.NilError(t, err, string(out))
-	}
-	public, err := os.ReadFile(filepath.Join(dir, "user.pub"))
-	assert.NilError(t, err)
-	host, err := os.ReadFile(filepath.Join(dir, "host.pub"))
-	assert.NilError(t, err)
-	me, err := user.Current()
-	assert.NilError(t, err)
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	assert.NilError(t, err)
-	port := free.Addr().(*net.TCPAddr).Port
-	free.Close()
-	write := func(name, text string) string {
-		path := filepath.Join(dir, name)
-		assert.NilError(t, os.WriteFile(path, []byte(text), 0o600))
-		return path
-	}
-	keys := write("authorized", string(public))
-	known := write("known", fmt.Sprintf("[127.0.0.1]:%d %s", port, host))
-	server := exec.Command(sshd, "-D", "-e", "-f", write("sshd", fmt.Sprintf("ListenAddress 127.0.0.1\nPort %d\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\nPasswordAuthentication no\n",
-		port, filepath.Join(dir, "host"), keys)))
-	said := &lastWords{}
-	server.Stderr = said
-	os.MkdirAll("/run/sshd", 0o755) // where a machine has never run one
-	assert.NilError(t, server.Start())
-	t.Cleanup(func() { server.Process.Kill(); server.Wait() })
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			c.Close()
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Skipf("sshd does not start here (needs root or a privilege separation folder): %s", said.String())
-		}
-	}
-	client := func(key string) string {
-		return write("ssh-"+filepath.Base(key), "#!/bin/sh\nexec ssh -F "+write("config-"+filepath.Base(key), fmt.Sprintf(
-			"Host *\n User %s\n Port %d\n IdentityFile %s\n IdentitiesOnly yes\n UserKnownHostsFile %s\n", me.Username, port, key, known))+" \"$@\"\n")
-	}
-	program := client(filepath.Join(dir, "user"))
-	assert.NilError(t, os.Chmod(program, 0o700))
+	server := sshdtest.Start(t)
+	program := filepath.Join(server.Client(t, "user"), "ssh")
 
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	assert.NilError(t, err)
@@ -176,7 +125,7 @@ func TestOpenSSH(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	c, err := dialSSH(ctx, program, "127.0.0.1", netip.MustParseAddr("127.0.0.1"), to)
-	assert.NilError(t, err, said.String())
+	assert.NilError(t, err)
 	_, err = c.Write([]byte("a1 NOOP\r\n"))
 	assert.NilError(t, err)
 	assert.NilError(t, c.(*sshConn).CloseWrite())
@@ -192,8 +141,8 @@ func TestOpenSSH(t *testing.T) {
 	_, err = dialSSH(ctx, program, "127.0.0.1", netip.MustParseAddr("127.0.0.1"), nobody)
 	assert.Assert(t, errors.Is(err, syscall.ECONNREFUSED), "%v", err)
 
-	stranger := client(filepath.Join(dir, "host"))
-	assert.NilError(t, os.Chmod(stranger, 0o700))
+	// It would ask for a password now: nobody is asked.
+	stranger := filepath.Join(server.Client(t, "host"), "ssh")
 	_, err = dialSSH(ctx, stranger, "127.0.0.1", netip.MustParseAddr("127.0.0.1"), to)
 	var gone *run.VantageError
 	assert.Assert(t, errors.As(err, &gone), "%v", err)

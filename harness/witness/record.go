@@ -31,6 +31,9 @@ const (
 	Rejection Kind = "rejection"
 	// Connection is a client's arrival at Postfix, before anything was announced.
 	Connection Kind = "connection"
+	// Hello is a name with which a client greets Stalwart's SMTP service. No
+	// scenario asks for it: it shows that a log is read.
+	Hello Kind = "hello"
 )
 
 // A Record is what one or more log lines say of one event. Field values are
@@ -116,12 +119,15 @@ func joinFields(k Kind) []joinField {
 		return loginJoins
 	case Transaction, Rejection:
 		return transactionJoins
+	case Hello:
+		return helloJoins
 	}
 	return nil
 }
 
-// None of the two is changed after it is made.
+// None of these is changed after it is made.
 var (
+	helloJoins       = []joinField{{"helo", "helo"}}
 	loginJoins       = []joinField{{"session", "session"}, {"user", "user"}, {"port", "rport"}, {"port", "client-port"}}
 	transactionJoins = []joinField{{"message-id", "message-id"}, {"recipient", "recipient"}, {"sender", "sender"}, {"port", "client-port"}, {"user", "user"}}
 )

@@ -204,6 +204,8 @@ func (s *stalwart) read(line string) *Record {
 		return e.login(FailedLogin)
 	case e.name == "auth.success", e.name == "auth.failed":
 		return e.lost()
+	case isHello(e.name):
+		return e.hello()
 	case isRejection(e.name):
 		r := &Record{Kind: Rejection, Lines: []string{e.line}, Lost: true, Ambiguous: lostSession}
 		r.set("reply", e.name)
@@ -334,6 +336,7 @@ func (s *stalwart) smtp(e *event) *Record {
 		delete(s.sessions, e.key())
 	case "smtp.ehlo", "smtp.lhlo", "smtp.helo":
 		se.helo = e.get("domain")
+		return e.hello()
 	case "smtp.mail-from":
 		se.sender = e.get("from")
 	}
@@ -349,6 +352,21 @@ func (s *stalwart) smtp(e *event) *Record {
 		return r
 	}
 	return nil
+}
+
+func isHello(name string) bool {
+	return name == "smtp.ehlo" || name == "smtp.lhlo" || name == "smtp.helo"
+}
+
+// hello is the name that a client greets with. It tells who wrote the line
+// even where the log has lost the session.
+func (e *event) hello() *Record {
+	r := &Record{Kind: Hello, Lines: []string{e.line}}
+	if e.session {
+		r = e.record(Hello)
+	}
+	r.set("helo", e.get("domain"))
+	return r
 }
 
 // isRejection says whether an event is a recipient, sender or session refused.

@@ -1,15 +1,27 @@
 package witness
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/emersion/go-imap/v2"
+	"github.com/emersion/go-imap/v2/imapclient"
 )
 
-// maxSwept bounds how many messages one sweep of a mailbox removes.
-const maxSwept = 1000
+// Bounds of one sweep of a mailbox: how many messages it removes, how many it
+// looks at, and how much of each that may carry the mark beyond its subject.
+const (
+	maxSwept   = 1000
+	maxLooked  = 20000
+	maxOctets  = 64 << 10
+	sweepSince = -2 // days: what we sent is not older, whatever the server's clock
+)
 
 // Sweep removes every message that carries a mark, from every mailbox of the
 // account, and looks again: found is how many there were, left how many are
@@ -47,14 +59,7 @@ func (m *Mailbox) sweepBox(box, mark string) (found, left int, err error) {
 	if _, err := m.c.Select(box, nil).Wait(); err != nil {
 		return 0, 0, err
 	}
-	ours := &imap.SearchCriteria{Text: []string{mark}}
-	search := func() ([]imap.UID, error) {
-		data, err := m.c.UIDSearch(ours, nil).Wait()
-		if err != nil {
-			return nil, err
-		}
-		return data.AllUIDs(), nil
-	}
+	search := func() ([]imap.UID, error) { return m.marked(mark) }
 	uids, err := search()
 	if err != nil || len(uids) == 0 {
 		return 0, 0, err
@@ -86,4 +91,70 @@ func (m *Mailbox) sweepBox(box, mark string) (found, left int, err error) {
 	}
 	rest, err := search()
 	return len(uids), len(rest), err
+}
+
+// marked finds the messages of the selected mailbox that carry a mark. What a
+// server finds for a text is not enough: Stalwart searches whole words, in an
+// index that is written later. So the subjects of all that came in the last
+// days are looked at; and what was found for the text is looked into, so that
+// nothing is taken for ours on a server's word.
+func (m *Mailbox) marked(mark string) ([]imap.UID, error) {
+	recent, err := m.c.UIDSearch(&imap.SearchCriteria{Since: time.Now().AddDate(0, 0, sweepSince)}, nil).Wait()
+	if err != nil {
+		return nil, err
+	}
+	found, err := m.c.UIDSearch(&imap.SearchCriteria{Text: []string{mark}}, nil).Wait()
+	if err != nil {
+		return nil, err
+	}
+	in := map[imap.UID]bool{}
+	subject := &imap.FetchItemBodySection{Specifier: imap.PartSpecifierHeader, HeaderFields: []string{"Subject"}, Peek: true}
+	if err := m.look(recent.AllUIDs(), subject, mark, in); err != nil {
+		return nil, err
+	}
+	var rest []imap.UID
+	for _, u := range found.AllUIDs() {
+		if !in[u] {
+			rest = append(rest, u)
+		}
+	}
+	if err := m.look(rest, &imap.FetchItemBodySection{Peek: true, Partial: &imap.SectionPartial{Size: maxOctets}}, mark, in); err != nil {
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(in)), nil
+}
+
+// look adds those of the messages in a section of which the mark stands.
+func (m *Mailbox) look(uids []imap.UID, section *imap.FetchItemBodySection, mark string, in map[imap.UID]bool) error {
+	switch {
+	case len(uids) == 0:
+		return nil
+	case len(uids) > maxLooked:
+		return fmt.Errorf("%d messages came in the last days, and no more than %d are looked at: name accounts that nobody else uses", len(uids), maxLooked)
+	}
+	cmd := m.c.Fetch(imap.UIDSetNum(uids...), &imap.FetchOptions{UID: true, BodySection: []*imap.FetchItemBodySection{section}})
+	defer cmd.Close()
+	for msg := cmd.Next(); msg != nil; msg = cmd.Next() {
+		uid, marked := imap.UID(0), false
+		for item := msg.Next(); item != nil; item = msg.Next() {
+			switch item := item.(type) {
+			case imapclient.FetchItemDataUID:
+				uid = item.UID
+			case imapclient.FetchItemDataBodySection:
+				if item.Literal == nil {
+					continue
+				}
+				text, err := io.ReadAll(io.LimitReader(item.Literal, maxOctets))
+				if err != nil {
+					return err
+				}
+				io.Copy(io.Discard, item.Literal)
+				marked = bytes.Contains(text, []byte(mark))
+			}
+		}
+		if marked && uid != 0 {
+			in[uid] = true
+		}
+	}
+	return cmd.Close()
 }
