@@ -18,6 +18,12 @@ end() {
 }
 trap end TERM INT
 
+# One worker thread, as on a host with one processor. Each thread has a queue of
+# log events, and the log's reader takes the queues in turn: a session that moves
+# to another thread can have its sign-in read before its beginning, and the line
+# then names no address.
+export TOKIO_WORKER_THREADS=1
+
 while :; do
 	stalwart --config /opt/stalwart/etc/config.toml 2>&1 &
 	pid=$!

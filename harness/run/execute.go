@@ -24,12 +24,7 @@ import (
 var errStop = errors.New("the claim is decided")
 
 // An openClaim says that the claim could not be judged.
-type openClaim struct {
-	reason string
-	// lost says that the source's log lost what would have decided the claim:
-	// asked again, it may keep it.
-	lost bool
-}
+type openClaim struct{ reason string }
 
 func (e *openClaim) Error() string { return e.reason }
 
@@ -49,7 +44,6 @@ type execution struct {
 	// missing stays missing.
 	sends, flushed int
 	changed        change
-	lost           bool     // the log lost what would have decided the claim
 	blocked        []string // who was banned before a scenario with that hazard
 	// At a target with limits: sign-ins by account, and what the log shows of them.
 	signed map[string]int
@@ -78,7 +72,7 @@ type watching struct {
 }
 
 // execute runs one scenario once.
-func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost bool) {
+func (r *runner) execute(ctx context.Context, it *item) (res result.Result) {
 	res = it.blank()
 	began := time.Now()
 	defer func() { res.Seconds = time.Since(began).Seconds() }()
@@ -91,7 +85,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost
 		if errors.Is(context.Cause(ctx), errInterrupted) {
 			res.Verdict, res.Reason = result.Error, "interrupted"
 		}
-		return res, false
+		return res
 	}
 	defer release()
 
@@ -125,7 +119,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost
 	res.Transcript = x.tr.String()
 	x.judge(err)
 	x.redactAll()
-	return res, x.lost
+	return res
 }
 
 var errScenarioTimeout = errors.New("the scenario took longer than it may")
@@ -149,7 +143,6 @@ func (x *execution) judge(err error) {
 		res.Verdict, res.Reason = result.Error, "interrupted"
 	case errors.As(err, &open):
 		res.Verdict, res.Reason = result.Inconclusive, open.reason
-		x.lost = open.lost
 	case errors.As(err, &missing):
 		res.Verdict, res.Reason = result.Inconclusive, err.Error()
 	case errors.As(err, &vantage):

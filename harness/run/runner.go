@@ -254,7 +254,7 @@ func (r *runner) repeat(ctx context.Context, it *item) result.Result {
 	var final result.Result
 	var verdicts []result.Verdict
 	for n := 0; n < r.opts.Repeat; n++ {
-		res := r.isolated(ctx, it, &verdicts)
+		res := r.isolated(ctx, it)
 		verdicts = append(verdicts, res.Verdict)
 		if n == 0 || worse(res.Verdict, final.Verdict) {
 			final = res
@@ -282,11 +282,9 @@ func worse(a, b result.Verdict) bool {
 	return rank[a] > rank[b]
 }
 
-// lostTries is how often a claim is asked again because the source's own log
-// lost what would have decided it. Each try is told among the repeats.
-const lostTries = 3
-
-func (r *runner) isolated(ctx context.Context, it *item, tries *[]result.Verdict) result.Result {
+// isolated executes an item once, beside others or alone at its source, as its
+// scenario wants.
+func (r *runner) isolated(ctx context.Context, it *item) result.Result {
 	if context.Cause(ctx) != nil {
 		res := it.blank()
 		res.Verdict, res.Reason = result.Error, "interrupted"
@@ -305,13 +303,7 @@ func (r *runner) isolated(ctx context.Context, it *item, tries *[]result.Verdict
 		res.Verdict, res.Reason = result.Error, why
 		return res
 	}
-	for n := 0; ; n++ {
-		res, lost := r.execute(ctx, it)
-		if !lost || n == lostTries || context.Cause(ctx) != nil {
-			return res
-		}
-		*tries = append(*tries, res.Verdict)
-	}
+	return r.execute(ctx, it)
 }
 
 // drawSeed makes the mark that all tokens of a run begin with.
