@@ -356,8 +356,12 @@ func (l *Lab) startVantage(ctx context.Context, h fixtures.Host, image string) (
 	if h.Vantage == run.Proxy {
 		joints = append(joints, joint{l.networkName(fixtures.ClientNet), fixtures.Public()})
 	}
+	cmd := []string{"vantage"}
+	if v, _ := fixtures.Resolver(); h.Vantage == v {
+		cmd = append(cmd, "--dns")
+	}
 	c, err := l.e.create(ctx, spec{
-		name: "mailproof-" + h.Vantage, image: image, cmd: []string{"vantage"}, stdin: true,
+		name: "mailproof-" + h.Vantage, image: image, cmd: cmd, stdin: true,
 		joints: joints, labels: l.labels(), host: h.Vantage, caps: caps,
 	})
 	if err != nil {

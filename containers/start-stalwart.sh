@@ -2,11 +2,11 @@
 # Starts Stalwart in the foreground with its console on standard output, and
 # again whenever /mailproof/again is there when it ends. It runs as the first
 # process of the container. What a lab has put there before: the configuration,
-# /mailproof/hosts and the certificate.
+# /mailproof/hosts, /mailproof/resolv.conf and the certificate.
 set -u
 
-# Names are resolved here or not at all, and at once.
-printf 'nameserver 127.0.0.1\noptions timeout:1 attempts:1\n' >/etc/resolv.conf
+# Names are resolved by the lab's own zone or not at all, and at once.
+cat /mailproof/resolv.conf >/etc/resolv.conf
 cat /mailproof/hosts >>/etc/hosts
 mkdir -p /opt/stalwart/data /opt/stalwart/logs
 

@@ -553,8 +553,10 @@ func causeSecondVerdict(o *observations) *result.Diagnosis {
 	refused = slices.DeleteFunc(refused, func(r *result.Result) bool {
 		return globs("relay.not-open-* relay.unknown-recipient relay.size relay.external-recipient", r.ID)
 	})
+	checked := o.find(query{any: []string{"~SPF validation", "~DMARC policy", "~DKIM signatures", "~reverse DNS"}})
 	scored := o.find(query{ids: "relay.no-second-verdict"})
 	junk := o.find(query{ids: "relay.*", any: []string{"recorded:mailbox=Junk"}})
+	refused = concat(refused, checked)
 	all := concat(refused, scored, junk)
 	if len(all) == 0 {
 		return nil
