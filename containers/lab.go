@@ -298,6 +298,7 @@ func (l *Lab) fill(o Options, sources []*source, failed []error) error {
 		l.target.Problems = append(l.target.Problems, src.problems...)
 		if src.stalwart != nil {
 			s.Admin = src.stalwart
+			s.Administrator = &run.Account{Address: harness.StalwartAdmin, Password: src.stalwart.secret}
 		}
 		up = append(up, s)
 	}

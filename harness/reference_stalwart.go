@@ -23,6 +23,7 @@ type playedStalwart struct {
 	*manage.Client
 	server *stalwart.Server
 	setup  *StalwartSetup
+	secret string // of its administrator
 }
 
 // startStalwart starts the reference Stalwart as source i, and gives it what
@@ -67,7 +68,7 @@ func startStalwart(ctx context.Context, network *memnet.Network, ca *fixtures.Au
 		return nil, nil, err
 	}
 	at := netip.AddrPortFrom(fixtures.NetworkNamed(fixtures.ClientNet).Source(i).IP4, fixtures.StalwartManagementPort)
-	p := &playedStalwart{server: server, setup: setup,
+	p := &playedStalwart{server: server, setup: setup, secret: secret,
 		Client: manage.New(func(ctx context.Context) (net.Conn, error) { return admin.Dial(ctx, at) }, StalwartAdmin, secret)}
 	problems, err := setup.Settle(ctx, spec.Name, p.Client, pool, p.Restart)
 	if err != nil {

@@ -327,6 +327,7 @@ func (r *runner) newEnv(it *item, accounts map[string]Account) *env {
 		files: it.scenario.Files,
 	}
 	e.wrong = "wrong-" + e.token
+	e.master = "master-password-" + rand.Text()
 	if ep, ok := it.source.Endpoint(it.facet.Endpoint); ok {
 		e.public = ep.Port
 	}
