@@ -299,6 +299,7 @@ func (l *Lab) fill(o Options, sources []*source, failed []error) error {
 		l.target.Problems = append(l.target.Problems, src.problems...)
 		if src.stalwart != nil {
 			s.Admin = src.stalwart
+			s.Administrator = &run.Account{Address: harness.StalwartAdmin, Password: src.stalwart.secret}
 		}
 		up = append(up, s)
 	}
@@ -357,8 +358,12 @@ func (l *Lab) startVantage(ctx context.Context, h fixtures.Host, image string) (
 	if h.Vantage == run.Proxy {
 		joints = append(joints, joint{l.networkName(fixtures.ClientNet), fixtures.Public()})
 	}
+	cmd := []string{"vantage"}
+	if v, _ := fixtures.Resolver(); h.Vantage == v {
+		cmd = append(cmd, "--dns")
+	}
 	c, err := l.e.create(ctx, spec{
-		name: "mailproof-" + h.Vantage, image: image, cmd: []string{"vantage"}, stdin: true,
+		name: "mailproof-" + h.Vantage, image: image, cmd: cmd, stdin: true,
 		joints: joints, labels: l.labels(), host: h.Vantage, caps: caps,
 	})
 	if err != nil {

@@ -203,11 +203,13 @@ func (st *stalwart) files(i int, ca *fixtures.Authority) ([]file, error) {
 	keys := maps.Clone(st.setup.File)
 	keys["authentication.fallback-admin.user"] = harness.StalwartAdmin
 	keys["authentication.fallback-admin.secret"] = st.secret
+	_, resolver := fixtures.Resolver()
 	out := []file{
 		{harness.StalwartCertPath, 0o644, cert},
 		{harness.StalwartKeyPath, 0o600, key},
 		{harness.StalwartConfigPath, 0o600, []byte(keys.File())},
 		{"/mailproof/hosts", 0o644, []byte(st.setup.Hosts)},
+		{"/mailproof/resolv.conf", 0o644, []byte("nameserver " + resolver.String() + "\noptions timeout:1 attempts:2\n")},
 		{"/mailproof/start", 0o755, []byte(startStalwartScript)},
 	}
 	for path, text := range st.setup.Files {

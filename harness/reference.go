@@ -130,6 +130,7 @@ func StartReference(ctx context.Context, specs []SourceSpec, withProxy bool) (*R
 			}
 			r.sources = append(r.sources, s)
 			src.Accounts, src.Roots, src.Admin = pool, ca.Pool(), s
+			src.Administrator = &run.Account{Address: StalwartAdmin, Password: s.secret}
 			src.Logs = map[string]run.LogFunc{"mail": s.server.Log}
 			src.Config = s.configuration
 			for _, a := range pool.All() {

@@ -6,9 +6,11 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness/manage"
+	"github.com/mailproof/mailproof/harness/proto/dns"
 	"github.com/mailproof/mailproof/harness/reference/memnet"
 	"github.com/mailproof/mailproof/harness/reference/stalwart"
 	"github.com/mailproof/mailproof/harness/result"
@@ -21,6 +23,7 @@ type playedStalwart struct {
 	*manage.Client
 	server *stalwart.Server
 	setup  *StalwartSetup
+	secret string // of its administrator
 }
 
 // startStalwart starts the reference Stalwart as source i, and gives it what
@@ -42,7 +45,10 @@ func startStalwart(ctx context.Context, network *memnet.Network, ca *fixtures.Au
 	if err != nil {
 		return nil, nil, err
 	}
-	zone := &stalwart.Zone{}
+	zone, err := playedZone()
+	if err != nil {
+		return nil, nil, err
+	}
 	if err := zone.AddHosts(setup.Hosts); err != nil {
 		return nil, nil, err
 	}
@@ -62,7 +68,7 @@ func startStalwart(ctx context.Context, network *memnet.Network, ca *fixtures.Au
 		return nil, nil, err
 	}
 	at := netip.AddrPortFrom(fixtures.NetworkNamed(fixtures.ClientNet).Source(i).IP4, fixtures.StalwartManagementPort)
-	p := &playedStalwart{server: server, setup: setup,
+	p := &playedStalwart{server: server, setup: setup, secret: secret,
 		Client: manage.New(func(ctx context.Context) (net.Conn, error) { return admin.Dial(ctx, at) }, StalwartAdmin, secret)}
 	problems, err := setup.Settle(ctx, spec.Name, p.Client, pool, p.Restart)
 	if err != nil {
@@ -70,6 +76,33 @@ func startStalwart(ctx context.Context, network *memnet.Network, ca *fixtures.Au
 		return nil, nil, err
 	}
 	return p, problems, nil
+}
+
+// playedZone is the lab's zone as the reference Stalwart asks it.
+func playedZone() (*stalwart.Zone, error) {
+	fixture, err := fixtures.Zone()
+	if err != nil {
+		return nil, err
+	}
+	z := &stalwart.Zone{TXT: map[string][]string{}, MX: map[string][]string{}, Addr: map[string][]netip.Addr{}, PTR: map[string][]string{}, Broken: fixture.Broken}
+	for _, r := range fixture.Records {
+		switch r.Type {
+		case dns.A, dns.AAAA:
+			a, err := netip.ParseAddr(r.Value)
+			if err != nil {
+				return nil, err
+			}
+			z.Addr[r.Name] = append(z.Addr[r.Name], a)
+		case dns.PTR:
+			z.PTR[r.Name] = append(z.PTR[r.Name], r.Value)
+		case dns.MX:
+			_, host, _ := strings.Cut(r.Value, " ")
+			z.MX[r.Name] = append(z.MX[r.Name], host)
+		case dns.TXT:
+			z.TXT[r.Name] = append(z.TXT[r.Name], r.Value)
+		}
+	}
+	return z, nil
 }
 
 // Restart starts the server again; see [run.Admin].

@@ -31,6 +31,8 @@ func stalwartCauses() []cause {
 	return []cause{
 		{"MP-FORWARDED", sw, causeForwarded},
 		{"MP-SASL-PLAIN", sw, causeMechanisms},
+		{"MP-CLEARTEXT", sw, causePlainText},
+		{"MP-ADMINISTRATOR", sw, causeAdministrator},
 		{"MP-OPEN-RELAY", sw, causeRelayExpression},
 		{"DX-07", sw, causeEHLOName},
 		{"DX-21", sw, causeInboundLimits},
@@ -437,6 +439,50 @@ func causeRelayExpression(o *observations) *result.Diagnosis {
 	return d
 }
 
+// causePlainText is about passwords that are taken, or asked for, without TLS.
+func causePlainText(o *observations) *result.Diagnosis {
+	login := o.find(query{ids: "trust.announced-tls-imap", any: []string{"reply=a1 OK", "reply=OK"}})
+	asked := o.find(query{ids: "trust.announced-tls-submission", any: []string{"present=250 AUTH"}})
+	all := concat(login, asked)
+	if len(all) == 0 {
+		return nil
+	}
+	d := &result.Diagnosis{
+		Title:        "passwords are taken without TLS",
+		Means:        "Stalwart lets everybody sign in in clear text, whether the proxy says that the client came inside TLS or not. Behind the proxy nobody needs that, and direct users should not have it.",
+		Results:      keys(all),
+		Alternatives: []string{"a proxy that says of every client that it came inside TLS: direct sessions would be refused"},
+	}
+	var changes []result.Change
+	if len(login) > 0 {
+		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(login, "a right password in clear text was accepted over IMAP"))
+		changes = append(changes, o.keyChange("imap.auth.allow-plain-text", "false", "it is false by default"))
+	}
+	if len(asked) > 0 {
+		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(asked, "submission offers PLAIN without TLS"))
+		changes = append(changes, o.keyChange("session.auth.mechanisms", "[]", "without the setting PLAIN and LOGIN are offered inside TLS"))
+	}
+	d.Remedy = keyRemedy("Demand TLS for passwords, as it is by default.", changes...)
+	return d
+}
+
+// causeAdministrator is about the tool that moves accounts: it reads them as
+// the administrator, over JMAP and WebDAV.
+func causeAdministrator(o *observations) *result.Diagnosis {
+	refused := o.find(query{ids: "access.administrator-*"})
+	if len(refused) == 0 || o.below("http.allowed-endpoint") == nil {
+		return nil
+	}
+	return &result.Diagnosis{
+		Title:           "the migration tool does not reach what it is to read",
+		Means:           "Accounts are moved by a tool that reads them over JMAP and WebDAV as the administrator, through the proxy. The source answers there as if nothing existed.",
+		Results:         keys(concat(refused, o.find(query{ids: "discovery.dav", any: []string{"reply=404", "reply=HTTP/1.1 404"}}))),
+		DiscriminatedBy: []string{observed(refused, "the administrator and users alike were answered with "+listed(factValues(refused, "reply"))), "http.allowed-endpoint is " + strings.Join(o.below("http.allowed-endpoint"), ", ")},
+		Alternatives:    []string{"DX-01, the proxy is not trusted: nothing would be served there"},
+		Remedy:          keyRemedy("Let JMAP and WebDAV be reached, at least until the accounts are moved.", o.keyChange("http.allowed-endpoint", "[]", "without the setting everything is reached")),
+	}
+}
+
 func causeEHLOName(o *observations) *result.Diagnosis {
 	helo := o.find(query{any: []string{"~Invalid EHLO"}})
 	if len(helo) == 0 {
@@ -553,8 +599,10 @@ func causeSecondVerdict(o *observations) *result.Diagnosis {
 	refused = slices.DeleteFunc(refused, func(r *result.Result) bool {
 		return globs("relay.not-open-* relay.unknown-recipient relay.size relay.external-recipient", r.ID)
 	})
+	checked := o.find(query{any: []string{"~SPF validation", "~DMARC policy", "~DKIM signatures", "~reverse DNS"}})
 	scored := o.find(query{ids: "relay.no-second-verdict"})
 	junk := o.find(query{ids: "relay.*", any: []string{"recorded:mailbox=Junk"}})
+	refused = concat(refused, checked)
 	all := concat(refused, scored, junk)
 	if len(all) == 0 {
 		return nil

@@ -56,7 +56,8 @@ func Codes() []Code {
 		{"MP-SIZE", "large messages bounce", "message_size_limit is below the new server's", "a large SIZE is refused"},
 		{"MP-8BIT", "signatures of relayed mail break", "8BITMIME is not offered", "EHLO does not list it"},
 		{"MP-CHUNKING", "none", "CHUNKING is not offered", "EHLO does not list it"},
-		{"MP-CLEARTEXT", "passwords can be sent without TLS", "disable_plaintext_auth or auth_allow_cleartext allows it", "LOGINDISABLED is missing for everybody, and announced addresses are not believed"},
+		{"MP-CLEARTEXT", "passwords can be sent without TLS", "disable_plaintext_auth or auth_allow_cleartext allows it, or imap.auth.allow-plain-text or session.auth.mechanisms of a Stalwart", "LOGINDISABLED is missing for everybody, and announced addresses are not believed"},
+		{"MP-ADMINISTRATOR", "the migration tool finds nothing to move", "http.allowed-endpoint hides JMAP or WebDAV", "owners are refused there as well"},
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -22,6 +23,7 @@ type env struct {
 	port     uint16 // announced for the client
 	public   uint16 // the public port of the facet's endpoint
 	wrong    string
+	master   string // the password of a master user that a scenario sets
 	accounts map[string]Account
 	files    map[string]script.Template
 	captures map[string]string
@@ -46,6 +48,16 @@ func (e *env) Lookup(r script.Ref) (value, secret string, err error) {
 		return e.source.Domain, "", nil
 	case "wrong":
 		return e.wrong, "wrong", nil
+	case "master":
+		return "master-" + e.token, "", nil
+	case "master-secret":
+		return e.master, "master", nil
+	case "basic-admin":
+		a := e.source.Administrator
+		if a == nil {
+			return "", "", errNoAdministrator
+		}
+		return b64(a.Address + ":" + a.Password), "administrator", nil
 	case "public-name":
 		if e.target.Proxy == nil || e.target.Proxy.ServerName == "" {
 			return "", "", fmt.Errorf("the target names no public host")
@@ -196,6 +208,10 @@ func (e *env) address(name string, f Family) (netip.Addr, error) {
 	}
 	return a, nil
 }
+
+// errNoAdministrator says that the target does not name who may read every
+// account of a source.
+var errNoAdministrator = errors.New("it acts as the source's administrator, and the target names none: this claim is judged in labs")
 
 // missingVantage says that a name has no address in a family on this target.
 type missingVantage struct {

@@ -103,6 +103,10 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost
 	for _, name := range sortedKeys(accounts) {
 		secrets = append(secrets, wire.Secret{Name: name, Value: accounts[name].Password})
 	}
+	secrets = append(secrets, wire.Secret{Name: "master", Value: x.env.master})
+	if a := it.source.Administrator; a != nil {
+		secrets = append(secrets, wire.Secret{Name: "administrator", Value: a.Password})
+	}
 	x.tr = wire.NewTranscript(wire.NewRedactor(secrets...))
 
 	if it.source.Admin != nil && slices.Contains(it.scenario.Hazards, "ban") {
@@ -149,7 +153,7 @@ func (x *execution) judge(err error) {
 	case errors.As(err, &open):
 		res.Verdict, res.Reason = result.Inconclusive, open.reason
 		x.lost = open.lost
-	case errors.As(err, &missing):
+	case errors.As(err, &missing), errors.Is(err, errNoAdministrator):
 		res.Verdict, res.Reason = result.Inconclusive, err.Error()
 	case errors.As(err, &vantage):
 		res.Verdict, res.Reason = result.Error, err.Error()

@@ -154,6 +154,17 @@ func (j *judgement) ours(rs []witness.Record) (joined []witness.Record, by strin
 	return nil, ""
 }
 
+// lost is a field that the block asks for and that the log lost with the
+// session's own keys: it cannot be judged, and says nothing against the source.
+func (j *judgement) lost(r *witness.Record) string {
+	for i := range j.st.Wants {
+		if w := &j.st.Wants[i]; r.Lost && w.Field != "line" && !r.Has(w.Field) {
+			return w.Field
+		}
+	}
+	return ""
+}
+
 // satisfied says whether some joined record has everything that is expected.
 func (j *judgement) satisfied(rs []witness.Record) bool {
 	joined, _ := j.ours(rs)
@@ -236,6 +247,9 @@ func (j *judgement) conclude(rs []witness.Record) error {
 	}
 	if best.Ambiguous != "" {
 		return &openClaim{reason: "the log line of this session cannot be believed: " + best.Ambiguous, lost: best.Lost}
+	}
+	if field := j.lost(best); field != "" {
+		return &openClaim{reason: "what the source logged of this session does not say " + field + ": " + witness.LostSession, lost: true}
 	}
 	evidence := make([]string, 0, len(best.Lines))
 	for _, l := range best.Lines {

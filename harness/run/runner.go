@@ -304,10 +304,9 @@ func worse(a, b result.Verdict) bool {
 	return rank[a] > rank[b]
 }
 
-// lostTries is how often a claim is asked again because the source's own log
-// lost what would have decided it. Each try is told among the repeats.
-const lostTries = 3
-
+// isolated executes an item once, beside others or alone at its source, as its
+// scenario wants. At a site whose log lost what would have decided the claim it
+// is asked again, as often as the plan says, and each try is told.
 func (r *runner) isolated(ctx context.Context, it *item, tries *[]result.Verdict) result.Result {
 	if context.Cause(ctx) != nil {
 		res := it.blank()
@@ -327,9 +326,9 @@ func (r *runner) isolated(ctx context.Context, it *item, tries *[]result.Verdict
 		res.Verdict, res.Reason = result.Error, why
 		return res
 	}
-	for n := 0; ; n++ {
+	for {
 		res, lost := r.execute(ctx, it)
-		if !lost || n == lostTries || context.Cause(ctx) != nil {
+		if !lost || r.care == nil || context.Cause(ctx) != nil {
 			return res
 		}
 		if !r.care.again(it) {
@@ -361,6 +360,7 @@ func (r *runner) newEnv(it *item, accounts map[string]Account) *env {
 		files: it.scenario.Files,
 	}
 	e.wrong = "wrong-" + e.token
+	e.master = "master-password-" + rand.Text()
 	if ep, ok := it.source.Endpoint(it.facet.Endpoint); ok {
 		e.public = ep.Port
 	}

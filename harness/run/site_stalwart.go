@@ -82,12 +82,9 @@ func (r *runner) showHelloAt(ctx context.Context, s *Source, l *witness.Log, end
 }
 
 // again says whether a claim may be asked again because the source's log lost
-// what would have decided it, and counts that. At a site the plan names how
-// often; a message is never sent twice.
+// what would have decided it, and counts that. The plan names how often; a
+// message is never sent twice.
 func (c *care) again(it *item) bool {
-	if c == nil {
-		return true
-	}
 	d := it.scenario.Demand()
 	if d.Messages > 0 || d.Connections > 1 || d.SignIns+d.WrongSignIns() > 1 || d.WrongSignIns() > 0 {
 		return false

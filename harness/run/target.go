@@ -137,6 +137,8 @@ type Source struct {
 	Verify func(tls.ConnectionState) error
 
 	Accounts Accounts
+	// Administrator may read every account; nil where none is named.
+	Administrator *Account
 	// Logs are opened once, before the first connection of a run. The key says
 	// what is read there ("mail"); empty when no log can be read.
 	Logs map[string]LogFunc

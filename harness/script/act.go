@@ -97,7 +97,7 @@ func (a *Act) ofOneAddress() bool {
 // checkAct looks for acts that would disturb what runs beside them.
 func (c *checker) checkAct(a *Act) {
 	c.templ(a.Pos, a.Name, false)
-	c.templ(a.Pos, a.Value, false)
+	c.templ(a.Pos, a.Value, true) // what is stored may be a password
 	if c.s.Isolation != Alone && !a.ofOneAddress() {
 		c.add(a.Pos, 0, `add "isolation: alone" to the header`, "%s disturbs what runs beside it", a)
 	}

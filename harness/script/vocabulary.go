@@ -75,6 +75,9 @@ func Variables() []Variable {
 		{"source-address", "the address that the proxy reaches the source at"},
 		{"basic", "HTTP Basic credentials of an account: ${basic alice}"},
 		{"basic-wrong", "the same with a wrong password"},
+		{"basic-admin", "HTTP Basic credentials of the source's administrator"},
+		{"master", "the name of a master user of this execution alone, to be set"},
+		{"master-secret", "the password of that master user; shown as <secret:master>"},
 		{"xclient", "an address as SMTP spells it, with IPV6: where needed: ${xclient client}"},
 		{"ip4", "a name's address in IPv4 whatever the facet: ${ip4 client}"},
 		{"ip6", "the same in IPv6: ${ip6 client}"},
@@ -110,7 +113,7 @@ func (r Ref) Credentials() (user string, ok bool) {
 
 // secret says whether a reference's value must never be shown.
 func (r Ref) secret() bool {
-	return strings.HasPrefix(r.Name, "secret.") || r.Name == "basic" || r.Name == "basic-wrong" || strings.HasPrefix(r.Name, "sasl.") || r.Name == "wrong"
+	return strings.HasPrefix(r.Name, "secret.") || r.Name == "basic" || r.Name == "basic-wrong" || r.Name == "basic-admin" || r.Name == "master-secret" || strings.HasPrefix(r.Name, "sasl.") || r.Name == "wrong"
 }
 
 // file names the attached file that a reference is about.

@@ -48,7 +48,8 @@ type Record struct {
 	Peer netip.AddrPort
 	// Ambiguous says why the line cannot be believed, or "".
 	Ambiguous string
-	// Lost says that the line is ambiguous because the log lost a part of it.
+	// Lost says that the log lost a part of the line: a field that is not there
+	// may have been, and its absence says nothing.
 	Lost bool
 }
 

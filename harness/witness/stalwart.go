@@ -207,7 +207,7 @@ func (s *stalwart) read(line string) *Record {
 	case isHello(e.name):
 		return e.hello()
 	case isRejection(e.name):
-		r := &Record{Kind: Rejection, Lines: []string{e.line}, Lost: true, Ambiguous: lostSession}
+		r := &Record{Kind: Rejection, Lines: []string{e.line}, Lost: true, Ambiguous: LostSession}
 		r.set("reply", e.name)
 		r.set("recipient", e.get("to"))
 		return r
@@ -277,25 +277,28 @@ func (e *event) login(kind Kind) *Record {
 	return r
 }
 
-// lostSession is why a line without its session is not believed.
-const lostSession = "Stalwart logged this without its session: its log had not kept the session's beginning yet"
+// LostSession is why a line without its session is not believed.
+const LostSession = "Stalwart logged this without its session, because its log had not read the session's beginning yet"
 
-// lost is a sign-in that Stalwart logged without its session. Its threads hand
-// lines over one by one, and a line that is collected before the one that
-// began its session does not get the session's keys. A refused sign-in names
-// the address itself, first of all; of the others even the address is not
-// known. Neither is believed.
+// lost is a sign-in that Stalwart logged without its session. Each of its
+// threads has a queue of its own, and the log's one reader takes them in turn:
+// where a session has moved from one thread to another, its sign-in can be read
+// before its beginning, and then lacks the session's keys. A refused sign-in
+// names the address that it is held against by itself, before anything that a
+// client chose, and is believed in that; of others even the address is not
+// known, and nothing is.
 func (e *event) lost() *Record {
-	r := &Record{Kind: Login, Lines: []string{e.line}}
+	r := &Record{Kind: Login, Lines: []string{e.line}, Lost: true, Ambiguous: LostSession}
 	r.set("user", e.get("accountName"))
 	r.set("reason", e.name)
-	if e.name == "auth.failed" && len(e.keys) > 0 && e.keys[0].key == "remoteIp" {
+	if e.name == "auth.failed" {
 		r.Kind = FailedLogin
-		r.set("rip", e.keys[0].value)
-	} else if e.name == "auth.failed" {
-		r.Kind = FailedLogin
+		if len(e.keys) > 0 && e.keys[0].key == "remoteIp" {
+			r.set("rip", e.keys[0].value)
+			e.ip, e.keys = e.keys[0].value, e.keys[1:]
+			r.Ambiguous = e.contradicted("accountName")
+		}
 	}
-	r.Lost, r.Ambiguous = true, lostSession
 	return r
 }
 
@@ -420,7 +423,7 @@ func (s *stalwart) queued(e *event) *Record {
 	}
 	r.Lost, r.Ambiguous = false, ""
 	if r.Has("removed") && !r.Has("client") {
-		r.Lost, r.Ambiguous = true, lostSession
+		r.Lost, r.Ambiguous = true, LostSession
 	}
 	return r
 }

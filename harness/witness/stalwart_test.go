@@ -47,7 +47,9 @@ func TestStalwartLogins(t *testing.T) {
 	r := newStalwart().read(`2026-11-23T23:40:31Z DEBUG Authentication failed (auth.failed) remoteIp = 203.0.113.60, accountName = "alice@example.test", id = "b0"`)
 	assert.Equal(t, r.Kind, FailedLogin)
 	assert.Equal(t, r.Get("rip"), "203.0.113.60")
-	assert.Assert(t, r.Lost && r.Ambiguous != "")
+	assert.Assert(t, r.Lost && r.Ambiguous == "" && !r.Has("rport"))
+	r = newStalwart().read(`2026-11-23T23:40:31Z DEBUG Authentication failed (auth.failed) remoteIp = 203.0.113.60, accountName = "alice", remoteIp = 6.6.6.6, id = "b0"`)
+	assert.Assert(t, strings.Contains(r.Ambiguous, "remoteIp"))
 	for _, line := range []string{
 		`2026-11-23T23:33:22Z INFO A (auth.success) accountName = "alice", accountId = 2`,
 		`2026-11-23T23:33:22Z INFO A (auth.success) remoteIp = 1.2.3.4, remotePort = 5, accountName = "alice"`,

@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/mailproof/mailproof/harness/proto/dns"
 )
 
 // A Zone is the DNS that a server asks: records by their name, in lower case
@@ -23,8 +25,13 @@ type Zone struct {
 	TXT  map[string][]string
 	MX   map[string][]string // host names
 	Addr map[string][]netip.Addr
-	PTR  map[netip.Addr][]string
+	PTR  map[string][]string // by the name that an address's records stand under
+	// Broken are names about which nobody answers.
+	Broken []string
 }
+
+// fails says whether nobody answers about a name.
+func (z *Zone) fails(n string) bool { return z != nil && slices.Contains(z.Broken, z.name(n)) }
 
 // AddHosts adds what lines of /etc/hosts say of names.
 func (z *Zone) AddHosts(text string) error {
@@ -114,7 +121,7 @@ func (o *iprevOutput) words() string {
 func (z *Zone) iprev(a netip.Addr) *iprevOutput {
 	var names []string
 	if z != nil {
-		names = z.PTR[a]
+		names = z.PTR[dns.Reverse(a)]
 	}
 	if len(names) == 0 {
 		return &iprevOutput{result: "permerror", why: "dns record not found"}
@@ -155,6 +162,9 @@ func (z *Zone) spf(ip netip.Addr, domain, _, _ string) *spfOutput {
 }
 
 func (z *Zone) checkHost(ip netip.Addr, domain string, lookups *int) string {
+	if z.fails(domain) {
+		return "temperror"
+	}
 	var records []string
 	for _, t := range z.txt(domain) {
 		if t == "v=spf1" || strings.HasPrefix(t, "v=spf1 ") {
@@ -225,6 +235,8 @@ func (z *Zone) checkHost(ip netip.Addr, domain string, lookups *int) string {
 					match = true
 				case "none", "permerror":
 					return "permerror"
+				case "temperror":
+					return "temperror"
 				}
 			}
 		default:

@@ -70,25 +70,17 @@ func (in *session) jmapSession(who *principal) []byte {
 	name := ""
 	if who != nil {
 		name = who.name
-		ids := []*principal{who}
-		if who.admin {
-			// An administrator reads every account.
-			ids = append(ids, slices.DeleteFunc(in.srv.dir.list([]string{"individual"}, ""), func(p *principal) bool { return p.id == who.id })...)
-		}
-		for i, p := range ids {
-			if i > 0 {
+		// An administrator's session names its own account alone, although it
+		// may read the others.
+		fmt.Fprintf(&b, `%s:{"name":%s,"isPersonal":true,"isReadOnly":false,"accountCapabilities":{`, quote(who.account()), quote(name))
+		for j, c := range accountCapabilities {
+			if j > 0 {
 				b.WriteByte(',')
 			}
-			fmt.Fprintf(&b, `%s:{"name":%s,"isPersonal":%t,"isReadOnly":false,"accountCapabilities":{`, quote(p.account()), quote(p.name), i == 0)
-			for j, c := range accountCapabilities {
-				if j > 0 {
-					b.WriteByte(',')
-				}
-				sieve, _ := encode(strings.Fields(sieveExtensions))
-				b.WriteString(`"` + jmapURN + c.key + `":` + strings.NewReplacer("@id", p.account(), "@sieve", string(sieve)).Replace(c.value))
-			}
-			b.WriteString(`}}`)
+			sieve, _ := encode(strings.Fields(sieveExtensions))
+			b.WriteString(`"` + jmapURN + c.key + `":` + strings.NewReplacer("@id", who.account(), "@sieve", string(sieve)).Replace(c.value))
 		}
+		b.WriteString(`}}`)
 	}
 	b.WriteString(`},"primaryAccounts":{`)
 	if who != nil {
@@ -178,7 +170,12 @@ func (in *session) jmap(r *request, what string, p []string) *response {
 
 // mayRead says whether somebody may use an account.
 func (in *session) mayRead(who *principal, account string) bool {
-	return who.account() == account || who.admin
+	return who.account() == account || in.readsAll(who)
+}
+
+// readsAll says whether somebody may read what is not its own.
+func (in *session) readsAll(who *principal) bool {
+	return who.admin && !in.srv.bugs.Has(bug.AdministratorReadsNothing) || in.srv.bugs.Has(bug.EveryoneReads)
 }
 
 // accountOf finds the account of an id.
@@ -483,7 +480,7 @@ func (in *session) dav(r *request, p []string) *response {
 		if account = in.srv.dir.named(owner); account == nil {
 			return status(404)
 		}
-		if account.id != who.id && !who.admin {
+		if account.id != who.id && !in.readsAll(who) {
 			return status(403)
 		}
 	}

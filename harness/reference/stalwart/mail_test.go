@@ -20,6 +20,7 @@ import (
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/assert/cmp"
 
+	"github.com/mailproof/mailproof/harness/proto/dns"
 	"github.com/mailproof/mailproof/harness/reference/stalwart"
 )
 
@@ -286,7 +287,7 @@ func zone(dkim string) *stalwart.Zone {
 			"mail._domainkey.strict.example": {"v=DKIM1; k=ed25519; p=" + dkim},
 		},
 		Addr: map[string][]netip.Addr{"new.example.test": {relay}},
-		PTR:  map[netip.Addr][]string{relay: {"new.example.test."}},
+		PTR:  map[string][]string{dns.Reverse(relay): {"new.example.test."}},
 	}
 }
 

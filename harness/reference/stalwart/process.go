@@ -350,7 +350,7 @@ func (p *process) serve(nc net.Conn, id string) {
 	if l.implicit && !in.handshake(false) {
 		return
 	}
-	in.isTLS = l.implicit || in.proxied.tls
+	in.isTLS = l.implicit || in.proxied.tls && !in.srv.bugs.Has(bug.HeaderTLSIgnored)
 	start, end, speak := evHTTPStart, evHTTPEnd, (*session).http
 	switch l.protocol {
 	case "smtp", "lmtp":

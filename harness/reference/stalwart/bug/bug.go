@@ -52,6 +52,9 @@ const (
 	// Signing in.
 	AcceptsAnyPassword
 	RolesIgnored
+	AdministratorReadsNothing
+	EveryoneReads
+	HeaderTLSIgnored
 	ClosesAfterFailedLogin
 
 	// Lines and greetings.
@@ -130,9 +133,12 @@ var bugs = [count]Bug{
 	ReloadAppliesInSpite:   {"stalwart-reload-applies-in-spite", "A reload that reports errors applies the rest all the same."},
 	ReloadErrorsHidden:     {"stalwart-reload-errors-hidden", "A reload that applied nothing reports no error."},
 
-	AcceptsAnyPassword:     {"stalwart-accepts-any-password", "Every password is right."},
-	RolesIgnored:           {"stalwart-roles-ignored", "Accounts without a role may sign in."},
-	ClosesAfterFailedLogin: {"stalwart-closes-after-failed-login", "After a wrong password the connection is closed without an answer."},
+	AcceptsAnyPassword:        {"stalwart-accepts-any-password", "Every password is right."},
+	RolesIgnored:              {"stalwart-roles-ignored", "Accounts without a role may sign in."},
+	AdministratorReadsNothing: {"stalwart-administrator-reads-nothing", "The administrator may read no account but its own."},
+	EveryoneReads:             {"stalwart-everyone-reads", "Every user may read every account."},
+	HeaderTLSIgnored:          {"stalwart-header-tls-ignored", "What a PROXY header says of the client's TLS is passed over."},
+	ClosesAfterFailedLogin:    {"stalwart-closes-after-failed-login", "After a wrong password the connection is closed without an answer."},
 
 	NoGreeting:     {"stalwart-no-greeting", "Mail connections are accepted and nothing is ever said on them."},
 	GreetingBareLF: {"stalwart-bare-lf", "Lines end in LF alone."},
