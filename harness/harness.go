@@ -45,6 +45,9 @@ type SourceSpec struct {
 	Layers []fixtures.Layer
 	// Bare leaves the guide's recipe out.
 	Bare bool
+	// Forwarding is how the lab's proxy tells it of clients; the zero value is
+	// what its kind is told by.
+	Forwarding fixtures.Forwarding
 	// Bugs are misbehaviours of the reference server itself; a real source has none.
 	Bugs []string
 }

@@ -215,11 +215,13 @@ func startSource(ctx context.Context, network *memnet.Network, ca *fixtures.Auth
 // startProxy serves the reference proxy on the lab's network.
 func (r *Reference) startProxy(ctx context.Context, network *memnet.Network, ca *fixtures.Authority, specs []SourceSpec, mapping map[string]string, joins map[string]bool) error {
 	const name = "the lab's proxy"
-	kinds := make([]string, len(specs))
+	told := make([]fixtures.Forwarding, len(specs))
 	for i, s := range specs {
-		kinds[i] = s.Kind
+		if told[i] = s.Forwarding; told[i] == (fixtures.Forwarding{}) {
+			told[i] = fixtures.ForwardingOf(s.Kind)
+		}
 	}
-	cfg, err := proxy.ParseConfig(name, []byte(fixtures.ProxyConfig(kinds, "cert = \"unused\"\nkey = \"unused\"", "source = \"inline\"\n[mapping.inline]\n")))
+	cfg, err := proxy.ParseConfig(name, []byte(fixtures.ProxyConfigTo(told, "cert = \"unused\"\nkey = \"unused\"", "source = \"inline\"\n[mapping.inline]\n")))
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}

@@ -30,7 +30,9 @@ type rehearsal struct {
 	lab  *harness.Reference
 	dir  string
 	text string // the site.toml
-	env  map[string]string
+	// tells, where it is set, is what the log says in the place of a line.
+	tells func(line string) string
+	env   map[string]string
 }
 
 // rehearse starts the lab with defects of one source, and writes its site file.
@@ -48,6 +50,13 @@ func rehearse(t *testing.T, release string, defects ...string) *rehearsal {
 		assert.NilError(t, err)
 		spec.Layers = append(spec.Layers, layer)
 	}
+	return rehearseSpec(t, spec)
+}
+
+// rehearseSpec starts the lab with one source, and writes its site file.
+func rehearseSpec(t *testing.T, spec harness.SourceSpec) *rehearsal {
+	t.Helper()
+	release := spec.Version
 	lab, err := harness.StartReference(t.Context(), []harness.SourceSpec{spec}, true)
 	assert.NilError(t, err)
 	r := &rehearsal{lab: lab, dir: t.TempDir(), env: map[string]string{}}
@@ -94,7 +103,11 @@ func (r *rehearsal) copyLog(t *testing.T, src *harness.Source) (wait func()) {
 		defer f.Close()
 		s := bufio.NewScanner(in)
 		for s.Scan() {
-			fmt.Fprintln(f, s.Text())
+			line := s.Text()
+			if r.tells != nil {
+				line = r.tells(line)
+			}
+			fmt.Fprintln(f, line)
 		}
 	}()
 	return func() { in.Close(); <-done }

@@ -94,7 +94,7 @@ func (r *runner) signIn(ctx context.Context, s *Source, endpoint string, a Accou
 	tr := wire.NewTranscript(wire.NewRedactor(wire.Secret{Name: "barrier", Value: a.Password}))
 	c := wire.New(ctx, nc, "barrier", tr, d, wire.Shape{})
 	defer c.Close()
-	cfg := r.target.sourceTLS(s)
+	cfg := r.ownTLS(s, endpoint)
 	if ep.TLS == "implicit" {
 		if err := c.StartTLS(cfg); err != nil {
 			return err
@@ -150,11 +150,17 @@ func steps(c *wire.Conn, cfg *tls.Config, upgrade bool, say func(line, want stri
 // recipientBarrier has a recipient refused by Postfix on port 25, or on the
 // submission service where that is all there is.
 func (r *runner) recipientBarrier(ctx context.Context, it *item, l *witness.Log) error {
+	return r.refusedRecipient(ctx, it.source, l, 0)
+}
+
+// refusedRecipient does so, and waits for its line as long as is said; 0 leaves
+// that to the context.
+func (r *runner) refusedRecipient(ctx context.Context, s *Source, l *witness.Log, wait time.Duration) error {
 	n := r.barriers.Add(1)
 	rcpt := fmt.Sprintf("barrier-%s%s@elsewhere.example", r.seed, base36(n))
 	w := l.Watch(witness.Key("recipient", rcpt))
 	defer w.Close()
-	nc, _, err := r.direct(ctx, it.source, "smtp", IP4)
+	nc, _, err := r.direct(ctx, s, "smtp", IP4)
 	if err != nil {
 		return err
 	}
@@ -172,6 +178,11 @@ func (r *runner) recipientBarrier(ctx context.Context, it *item, l *witness.Log)
 		if _, err := v.Next(d.Reply); err != nil {
 			return err
 		}
+	}
+	if wait > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, wait)
+		defer cancel()
 	}
 	if _, err := w.Await(ctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {
 		return &unseenLine{"a recipient of our own that was refused"}
@@ -198,7 +209,7 @@ func (r *runner) mailbox(ctx context.Context, it *item, a Account) (*witness.Mai
 			last = err
 			continue
 		}
-		cfg := r.target.sourceTLS(it.source)
+		cfg := r.ownTLS(it.source, endpoint)
 		if ep.TLS == "starttls" {
 			box, err := witness.OpenMailboxStartTLS(ctx, nc, cfg, a.Address, a.Password)
 			if err == nil {

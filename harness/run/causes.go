@@ -18,6 +18,9 @@ func causes() []cause {
 	all = append(all, []cause{
 		{"DX-19", dp, causeInetProtocols},
 		{"DX-16", "", causeDeadEndpoint},
+	}...)
+	all = append(all, genericCauses()...)
+	all = append(all, []cause{
 		{"DX-06", dp, causePort25Header},
 		{"MP-LOGINS-FULL", dp, causeLoginsFull},
 		{"DX-02", dp, causeHaproxy},
@@ -489,8 +492,10 @@ func causeTLS(o *observations) *result.Diagnosis {
 	var changes []result.Change
 	text := "Let the service offer TLS."
 	dove, post := split(all)
-	if o.src.Kind == sw {
+	if o.src.Kind != dp {
 		dove, post = nil, nil
+	}
+	if o.src.Kind == sw {
 		for _, e := range endpointsOf(all) {
 			if ep, _ := o.src.Endpoint(e); ep.TLS == "implicit" {
 				changes = append(changes, o.keyChange("server.listener."+o.listener(e)+".tls.implicit", "true", ""))

@@ -265,8 +265,11 @@ func (x *execution) step(st script.Step) error {
 		}
 		return nil
 	case *script.Witness:
-		if st.Kind == "message" {
+		switch st.Kind {
+		case "message":
 			return x.message(st)
+		case "line":
+			return x.lined(st)
 		}
 		return x.logged(st)
 	case *script.Barrier:
@@ -342,7 +345,7 @@ func (x *execution) open(o *script.Open) error {
 		if err := x.announce(o, s); err != nil {
 			return err
 		}
-	case !o.For.Empty() && o.Target == "source" && ep.Name != "smtp" && x.item.source.Announces == ByPROXY:
+	case !o.For.Empty() && o.Target == "source" && ep.Name != "smtp" && x.item.source.AnnouncedOn(ep.Name) == ByPROXY:
 		if err := x.announceFor(o, s); err != nil {
 			return err
 		}
@@ -436,6 +439,9 @@ func (x *execution) dialFailed(o *script.Open, ep Endpoint, to netip.AddrPort, e
 	if o.Target == "source" && !x.r.up(x.ctx, x.item.source) {
 		return fmt.Errorf("the source %s is down: no declared endpoint of it accepts a connection (%s: %v)", x.item.source.Name, to, err)
 	}
+	if o.Refusable {
+		return errStop // whoever is kept from connecting is turned away
+	}
 	x.find(o.Pos, result.Finding{
 		Code:   "unreachable",
 		Wanted: fmt.Sprintf("a connection from %s to %s, port %d", o.Vantage, ep.Name, ep.Port),
@@ -475,6 +481,9 @@ func (x *execution) handshake(pos script.Pos, s *session, cfg *tls.Config) error
 	}
 	var t *wire.TLSError
 	if errors.As(err, &t) {
+		if s.open.Refusable {
+			return x.turnedAway(s, "the handshake failed: "+rootTLS(t).Error())
+		}
 		x.find(pos, result.Finding{
 			Code:   "tls",
 			Wanted: fmt.Sprintf("TLS 1.2 or 1.3 on %s, as a migration proxy speaks it", s.endpoint.Name),
@@ -610,6 +619,8 @@ func (x *execution) failed(pos script.Pos, s *session, err error, wanted string)
 	switch {
 	case errors.As(err, &vantage):
 		return err
+	case s.open.Refusable:
+		return x.turnedAway(s, err.Error())
 	case errors.As(err, &timeout):
 		f.Code = "timeout"
 		f.Found = fmt.Sprintf("nothing within %s", timeout.After)
@@ -711,6 +722,9 @@ func (x *execution) reply(st *script.Reply) error {
 		if open {
 			return &openClaim{reason: fmt.Sprintf("the source answered %s with %q, which is an answer to another question than the one asked; wanted was %s",
 				verb(s.open.Protocol, s.sent), wire.Visible(x.redacted(u.Status)), st.Pattern.Show(x.env))}
+		}
+		if s.open.Refusable && !st.Must {
+			return x.turnedAway(s, "it answered "+wire.Visible(cut(x.redacted(u.Status), 100)))
 		}
 		x.find(st.Pos, result.Finding{
 			Code:   "mismatch",

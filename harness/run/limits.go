@@ -1,6 +1,7 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -153,7 +154,7 @@ func (l *limiter) unreachable(it *item) (result.Verdict, string) {
 		if !ok {
 			return
 		}
-		announces = announces || o.Target == "source" && !o.For.Empty() && it.source.Announces == ByPROXY
+		announces = announces || o.Target == "source" && !o.For.Empty() && it.source.AnnouncedOn(cmp.Or(o.Endpoint, it.facet.Endpoint)) == ByPROXY
 		switch {
 		case o.Target == "proxy":
 			if l.t.Proxy != nil && !l.t.Proxy.Addr(f).IsValid() {
@@ -429,6 +430,11 @@ func (l *limiter) demand(groups [][]*item) *Demand {
 			d.UnknownUsers = unknown
 		}
 	}
+	for _, src := range l.t.Sources {
+		if src.Kind == generic && len(src.Logs) > 0 {
+			d.UnknownUsers = d.Barriers
+		}
+	}
 	if d.Rate > 0 {
 		d.Seconds = float64(d.Connections) / d.Rate
 	}
@@ -492,6 +498,7 @@ func (l *lender) take(it *item, repeat int) (lent []int, why string) {
 	if n < need {
 		return nil, fmt.Sprintf("it needs %d %s of %s, and the site names %d: to judge it, add %s of %s", need, plural(need, "account", "accounts"), it.source.Name, n, accountsMore(need-n), it.source.Name)
 	}
+	half := l.half(it)
 	failing := it.scenario.Demand().Failing
 	lent = make([]int, len(it.users))
 	taken := make([]bool, n)
@@ -508,6 +515,9 @@ func (l *lender) take(it *item, repeat int) (lent []int, why string) {
 			}
 			for k := range among {
 				c := (l.next + k) % among
+				if half > 0 && (c < half) != it.joinedBy(u) {
+					continue
+				}
 				if l.failed[c]+fails > l.most && fails > 0 || taken[c] && (len(it.users) <= n || wrong) {
 					continue
 				}
@@ -524,6 +534,21 @@ func (l *lender) take(it *item, repeat int) (lent []int, why string) {
 		}
 	}
 	return lent, ""
+}
+
+// half is how many of the accounts are for what looks for their names in a log
+// of unknown form; 0 where there are too few to part them. The others' lines may
+// come late, and nothing tells them apart.
+func (l *lender) half(it *item) int {
+	n := len(l.failed)
+	half := n / 2
+	if l.few > 0 {
+		n, half = l.few, 1
+	}
+	if it.source.Kind != generic || min(half, n-half) < min(len(it.users), 2) {
+		return 0
+	}
+	return half
 }
 
 // lend takes the accounts of these indexes, of which some may stand twice.

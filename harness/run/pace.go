@@ -51,7 +51,7 @@ func (x *execution) pace(o *script.Open, ep Endpoint, v Vantage) error {
 	who := v.Addr(x.env.family).String()
 	switch {
 	case o.Target == "proxy":
-	case !o.For.Empty() && src.Announces == ByPROXY && ep.Name != "smtp":
+	case !o.For.Empty() && src.AnnouncedOn(ep.Name) == ByPROXY && ep.Name != "smtp":
 		who, _, _ = o.For.Expand(x.env)
 	}
 	return x.r.pacer.wait(x.ctx, src.Name+" "+who, src.Pace)

@@ -267,8 +267,8 @@ func expand(t *Target, src *Source, s *script.Scenario, o Options) []*item {
 				}
 			}
 			switch {
-			case !meets(t, src, s.Needs):
-				it.verdict, it.reason = result.Unsupported, "it needs "+strings.Join(s.Needs, " ")+", and the source was declared as "+src.Kind+"@"+src.Version
+			case !meets(t, src, s.Needs, e):
+				it.verdict, it.reason = result.Unsupported, "it needs "+strings.Join(s.Needs, " ")+", and the source was declared as "+src.declared(e)
 				if slices.Contains(s.Needs, "public-proxy") && t.Proxy == nil {
 					it.reason = "it needs a proxy before the source, and the target has none"
 				}
@@ -314,7 +314,7 @@ func ofKind(kind string, needs []string) bool {
 }
 
 // meets answers "needs" by what the target was declared to be.
-func meets(t *Target, src *Source, needs []string) bool {
+func meets(t *Target, src *Source, needs []string, endpoint string) bool {
 	kinds, kindMet := 0, false
 	for _, n := range needs {
 		switch n {
@@ -328,8 +328,7 @@ func meets(t *Target, src *Source, needs []string) bool {
 			}
 		default:
 			kinds++
-			kind, version, _ := strings.Cut(n, "@")
-			if kind == src.Kind && (version == "" || version == src.Version || version == src.Profile) {
+			if src.is(n, endpoint) {
 				kindMet = true
 			}
 		}
@@ -340,10 +339,8 @@ func meets(t *Target, src *Source, needs []string) bool {
 // holds says whether one of an if's conditions is so.
 func (it *item) holds(conds []string) bool {
 	for _, c := range conds {
-		kind, version, _ := strings.Cut(c, "@")
 		switch {
-		case kind == it.source.Kind && (version == "" || version == it.source.Version || version == it.source.Profile),
-			c == it.facet.Family, c == it.facet.TLS, c == it.facet.Endpoint, c == it.source.Profile:
+		case it.source.is(c, it.facet.Endpoint), c == it.facet.Family, c == it.facet.TLS, c == it.facet.Endpoint, c == it.source.Profile:
 			return true
 		}
 	}

@@ -419,7 +419,11 @@ func (r *runner) openLog(ctx context.Context, s *Source) {
 		}
 		return
 	}
-	l, err := witness.Follow(ctx, s.Name, open)
+	follow := witness.Follow
+	if s.Kind == generic {
+		follow = witness.FollowLines
+	}
+	l, err := follow(ctx, s.Name, open)
 	if err != nil {
 		r.logWhy[s] = fmt.Sprintf("the log of %s cannot be read: %v: to judge it, add a log of %s that can be read for the whole run", s.Name, err, s.Name)
 		return
@@ -513,6 +517,10 @@ func (r *runner) direct(ctx context.Context, s *Source, endpoint string, prefer 
 	if !ok {
 		return nil, ep, fmt.Errorf("the source was declared without the endpoint %s", endpoint)
 	}
+	through, detour := r.detour(s, endpoint)
+	if detour {
+		ep = through
+	}
 	families := []Family{prefer, IP4, IP6}
 	var last error = fmt.Errorf("none of the vantages client and stranger reaches %s of %s", endpoint, s.Name)
 	ours := []string{Client, Stranger}
@@ -526,6 +534,9 @@ func (r *runner) direct(ctx context.Context, s *Source, endpoint string, prefer 
 		}
 		for _, f := range families {
 			addr := s.Addr(name, f)
+			if detour {
+				addr = r.target.Proxy.Addr(f)
+			}
 			if !addr.IsValid() || !v.Addr(f).IsValid() {
 				continue
 			}
@@ -535,8 +546,14 @@ func (r *runner) direct(ctx context.Context, s *Source, endpoint string, prefer 
 			dctx, cancel := context.WithTimeout(ctx, r.opts.Deadlines.Dial)
 			c, err := v.Dial(dctx, netip.AddrPortFrom(addr, ep.Port))
 			cancel()
-			if err == nil {
+			if err == nil && detour {
 				return c, ep, nil
+			}
+			if err == nil {
+				if err = introduce(s, c, ep, addr); err == nil {
+					return c, ep, nil
+				}
+				c.Close()
 			}
 			last = err
 		}

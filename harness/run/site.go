@@ -94,8 +94,8 @@ const unwitnessed = "was not witnessed in this run"
 
 // untrusted says why a risky item is not run yet, or "".
 func (c *care) untrusted(it *item) string {
-	if !c.risky(it) {
-		return ""
+	if !c.risky(it) || it.source.Kind == generic && it.source.AnnouncedOn(it.facet.Endpoint) == ByNothing {
+		return "" // where nobody is announced, it is the proxy's by what was declared
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -221,7 +221,10 @@ func (x *execution) signs() {
 	}
 	x.signed = map[string]int{}
 	x.logins = map[string]*witness.Watch{}
-	for _, a := range x.env.accounts {
+	for name, a := range x.env.accounts {
+		if x.item.source.Kind == generic && !x.item.joinedBy(name) {
+			continue // no line is looked for by this name
+		}
 		if x.logins[a.Address] == nil {
 			x.logins[a.Address] = l.Watch(witness.Key("user", a.Address))
 		}
@@ -244,7 +247,7 @@ func (x *execution) signedIn(s *session, status string) {
 		_, status, _ = strings.Cut(status, " ")
 		accepted = strings.HasPrefix(status, "OK")
 	case "smtp": // Postfix logs no sign-in by itself
-		accepted = x.item.source.Kind == "stalwart" && strings.HasPrefix(status, "235")
+		accepted = (x.item.source.Kind == "stalwart" || x.item.joinedBy(user)) && strings.HasPrefix(status, "235")
 	case "http":
 		accepted = strings.HasPrefix(status, "HTTP/1.1 2") || strings.HasPrefix(status, "HTTP/1.1 101")
 	}
@@ -262,7 +265,7 @@ func (x *execution) settle() {
 			_, err := w.Await(ctx, func(rs []witness.Record) bool {
 				n := 0
 				for i := range rs {
-					if rs[i].Kind == witness.Login {
+					if rs[i].Kind == witness.Login || rs[i].Kind == witness.Line && x.sight(rs[i:i+1], "").telling > 0 {
 						n++
 					}
 				}
@@ -396,6 +399,9 @@ func (r *runner) showLine(ctx context.Context, s *Source, l *witness.Log, wait t
 	if s.Kind == "stalwart" {
 		return r.showHello(ctx, s, l, wait)
 	}
+	if s.Kind == generic {
+		return r.showGeneric(ctx, s, l, wait)
+	}
 	last := errors.New("the source was declared without an IMAP or POP3 endpoint")
 	for _, endpoint := range r.care.endpoints(s) {
 		if _, ok := s.Endpoint(endpoint); !ok {
@@ -437,7 +443,7 @@ func (r *runner) showLineAt(ctx context.Context, s *Source, l *witness.Log, endp
 	what, user := "a session of our own over "+endpoint+" (without a sign-in)", ""
 	w := l.Watch()
 	defer w.Close()
-	if c.Local().Port() != 0 {
+	if c.Local().Port() != 0 && s.Kind != generic {
 		w.Add(witness.PeerKey(c.Local()))
 	} else {
 		user = fmt.Sprintf("mailproof-%s%s@%s", r.seed, base36(r.barriers.Add(1)), s.Domain)
@@ -465,7 +471,7 @@ func (r *runner) showLineAt(ctx context.Context, s *Source, l *witness.Log, endp
 // shortSession greets, begins TLS, lets a user that does not exist sign in
 // where one is named, and takes leave.
 func (r *runner) shortSession(s *Source, c *wire.Conn, ep Endpoint, user string) error {
-	cfg := r.target.sourceTLS(s)
+	cfg := r.ownTLS(s, ep.Name)
 	if ep.TLS == "implicit" {
 		if err := c.StartTLS(cfg); err != nil {
 			return err

@@ -148,6 +148,8 @@ type Source struct {
 	// Announces is how a proxy tells this source of a client: by XCLIENT and
 	// IMAP ID inside the session, or by a PROXY header before it.
 	Announces Announcement
+	// AnnouncesAt says so of single endpoints of a generic source, by their names.
+	AnnouncesAt map[string]Announcement
 	// Pace is the least time between two connections to its SMTP ports that it
 	// holds against the same address; 0 where it counts none. Scenarios with
 	// the hazard "flood" do not keep to it.

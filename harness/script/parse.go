@@ -249,7 +249,8 @@ func (p *parser) headerField(h *Header, key, value string, line int) {
 
 // versions lists the kind@version and kind@profile words that conditions and needs may use.
 func versions(kinds []string) []string {
-	words := []string{"dovecot-postfix@bullseye", "dovecot-postfix@bookworm", "dovecot-postfix@trixie", "stalwart@0.15.5"}
+	words := []string{"dovecot-postfix@bullseye", "dovecot-postfix@bookworm", "dovecot-postfix@trixie", "stalwart@0.15.5",
+		"generic@none", "generic@xclient", "generic@proxy"}
 	for _, k := range kinds {
 		for _, p := range profiles {
 			words = append(words, k+"@"+p)
@@ -381,7 +382,7 @@ func (p *parser) isConn(pos Pos, col int, name string) bool {
 
 // open parses what follows "open".
 func (p *parser) open(pos Pos, rest string, col int) *Open {
-	const form = "write: open NAME PROTOCOL source[.ENDPOINT] from VANTAGE [for ADDRESS] [shape SHAPE] [tls none|implicit] [announce FORM SRC DST]"
+	const form = "write: open NAME PROTOCOL source[.ENDPOINT] from VANTAGE [for ADDRESS] [shape SHAPE] [tls none|implicit] [announce FORM SRC DST] [unless refused]"
 	words, err := splitQuoted(rest)
 	if err != nil || len(words) < 5 || words[3] != "from" {
 		p.add(pos, col, form, "open is not complete")
@@ -427,12 +428,15 @@ func (p *parser) open(pos Pos, rest string, col int) *Open {
 				p.add(pos, col, nearest(o.Shape, shapes), "unknown shape %q", o.Shape)
 			}
 			words = words[2:]
+		case words[0] == "unless" && len(words) >= 2 && words[1] == "refused":
+			o.Refusable = true
+			words = words[2:]
 		case words[0] == "announce" && len(words) >= 2:
 			o.Announce = words[1]
 			if !contains(headerForms, o.Announce) {
 				p.add(pos, col, nearest(o.Announce, headerForms), "unknown header form %q", o.Announce)
 			}
-			if len(words) >= 4 && words[2] != "tls" && words[2] != "shape" {
+			if len(words) >= 4 && words[2] != "tls" && words[2] != "shape" && words[2] != "unless" {
 				o.Src = p.template(pos, words[2], col)
 				o.Dst = p.template(pos, words[3], col)
 				words = words[4:]
@@ -907,6 +911,8 @@ func recordFields(kind string) kindFields {
 			joins:  []string{"recipient", "port", "sender"},
 			fields: []string{"service", "client", "client-name", "client-port", "reply", "helo", "recipient", "sender", "proto", "connected", "line"},
 		}
+	case "line":
+		return kindFields{joins: []string{"user", "recipient", "sender", "message-id"}, fields: []string{"address"}}
 	case "message":
 		return kindFields{joins: []string{"message-id"}, fields: []string{"mailbox", "count", "body", "body-sha256", "size"}}
 	}

@@ -78,6 +78,9 @@ func (o *Open) String() string {
 			s += " " + o.Src.src + " " + o.Dst.src
 		}
 	}
+	if o.Refusable {
+		s += " unless refused"
+	}
 	return s
 }
 

@@ -194,6 +194,9 @@ func (b *blamer) steps(steps []Step) {
 			}
 			bl := b.by[st.Vantage]
 			bl.Peak = max(bl.Peak, n)
+			if st.Announce != "" && st.Refusable {
+				bl.ProtocolErrors++ // to a source that takes no header it is garbage
+			}
 			b.by[st.Vantage] = bl
 		case *Send:
 			o := b.conns[st.Name]

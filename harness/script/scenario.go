@@ -82,6 +82,9 @@ type Open struct {
 	Shape    string // how it writes from the first octet on, or ""
 	Announce string // a PROXY header's form, or ""
 	Src, Dst Template
+	// Refusable says that the source may turn this connection away at any
+	// step: then the claim holds, and the scenario ends.
+	Refusable bool
 }
 
 // Send sends a line, or the octets of a file.

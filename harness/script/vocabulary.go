@@ -10,7 +10,7 @@ var (
 	families     = []string{"ip4", "ip6"}
 	levels       = []string{"must", "should", "may"}
 	isolations   = []string{string(OwnAccount), string(Alone)}
-	witnessKinds = []string{"login", "failed-login", "transaction", "rejection", "message"}
+	witnessKinds = []string{"login", "failed-login", "transaction", "rejection", "line", "message"}
 	witnessWords = []string{"log", "message", "capability", "effect"}
 	hazards      = []string{"ban", "flood", "loop", "restart"}
 	headerForms  = []string{"proxy-v1", "proxy-v2", "proxy-v1-unknown", "proxy-v2-unspec", "proxy-v2-local", "proxy-v2-mapped", "proxy-v2-tls",

@@ -47,10 +47,12 @@ type Public struct{ Host }
 type Source struct {
 	Host
 	Label    string // the name of its table
-	Kind     string // "dovecot-postfix" or "stalwart"
-	Version  string // "bookworm", "trixie"; "0.15.5"
+	Kind     string // "dovecot-postfix", "stalwart" or "generic"
+	Version  string // "bookworm", "trixie"; "0.15.5"; "" of a generic one
 	Log      Log
 	Accounts []Account
+	// Announces is how a generic source is told of clients, by its services.
+	Announces map[string]run.Announcement
 }
 
 // A Log says where a source's mail log is read. The zero Log says nowhere.
@@ -349,7 +351,7 @@ func (t table) host(services []run.Endpoint) Host {
 }
 
 func (t table) source(label string) *Source {
-	kind := t.needed("kind", "dovecot-postfix or stalwart")
+	kind := t.needed("kind", "dovecot-postfix, stalwart or generic")
 	t.known(append(append(hostKeys(), "kind", "version", "announces", "log"), keysOf(kind)...)...)
 	s := &Source{Label: label, Kind: kind, Host: t.host(servicesOf(kind))}
 	if strings.ContainsAny(label, " @/:") {
@@ -367,11 +369,11 @@ func (t table) source(label string) *Source {
 		}
 	case fixtures.Stalwart:
 		t.stalwart(s)
-	case "generic":
-		t.wrong("kind", "sources of kind %s cannot be judged at a site yet: this is not built; there are dovecot-postfix and stalwart", s.Kind)
+	case generic:
+		t.generic(s)
 	case "":
 	default:
-		t.wrong("kind", "unknown kind %q; there are dovecot-postfix and stalwart", s.Kind)
+		t.wrong("kind", "unknown kind %q; there are dovecot-postfix, stalwart and generic", s.Kind)
 	}
 	if l := t.text("log"); l != "" {
 		how, what, ok := strings.Cut(l, ":")

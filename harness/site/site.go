@@ -217,6 +217,7 @@ func (b *builder) source(s *Source) error {
 	src := &run.Source{Name: s.Label, Kind: s.Kind, Version: s.Version, Origin: result.FromSite, Domain: b.f.Domain, Announces: announces, Pace: pace,
 		Addr:      func(_ string, f run.Family) netip.Addr { return at.Of(string(f)) },
 		Endpoints: s.Endpoints, ServerName: nameOf(s.Host), Verify: verify, Logs: map[string]run.LogFunc{}}
+	b.declare(s, src)
 	switch s.Log.How {
 	case "file":
 		path := s.Log.What

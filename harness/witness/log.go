@@ -32,6 +32,16 @@ type Log struct {
 
 // Follow opens a log and follows it until Close, or until ctx ends.
 func Follow(ctx context.Context, name string, open func(context.Context) (io.ReadCloser, error)) (*Log, error) {
+	return followAs(ctx, name, open, knownForms())
+}
+
+// FollowLines is [Follow] for a log whose form is not known: its records are
+// of the kind [Line].
+func FollowLines(ctx context.Context, name string, open func(context.Context) (io.ReadCloser, error)) (*Log, error) {
+	return followAs(ctx, name, open, newLineReader().read)
+}
+
+func followAs(ctx context.Context, name string, open func(context.Context) (io.ReadCloser, error), read func(line string) *Record) (*Log, error) {
 	stream, err := open(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("log %s: %w", name, err)
@@ -41,7 +51,7 @@ func Follow(ctx context.Context, name string, open func(context.Context) (io.Rea
 	go func() {
 		defer close(l.done)
 		defer stop()
-		l.end(l.read())
+		l.end(l.read(read))
 	}()
 	return l, nil
 }
@@ -81,9 +91,26 @@ func (l *Log) end(err error) {
 	}
 }
 
-func (l *Log) read() error {
-	br := bufio.NewReaderSize(l.stream, maxLine)
+// knownForms reads the lines of Dovecot, Postfix and Stalwart.
+func knownForms() func(line string) *Record {
 	d, p, st := dovecot{}, newPostfix(), newStalwart()
+	return func(line string) *Record {
+		if isStalwart(line) {
+			return st.read(line)
+		}
+		program, pid, message, ok := prefix(line)
+		if !ok {
+			return nil
+		}
+		if r := p.read(program, pid, message, line); r != nil {
+			return r
+		}
+		return d.read(program, message, line)
+	}
+}
+
+func (l *Log) read(record func(line string) *Record) error {
+	br := bufio.NewReaderSize(l.stream, maxLine)
 	var keys []string
 	for {
 		b, err := br.ReadSlice('\n')
@@ -99,17 +126,13 @@ func (l *Log) read() error {
 			return err // an unfinished line is no line
 		}
 		line := string(trimEnd(b))
-		var r *Record
-		if isStalwart(line) {
-			r = st.read(line)
-		} else if program, pid, message, ok := prefix(line); ok {
-			if r = p.read(program, pid, message, line); r == nil {
-				r = d.read(program, message, line)
-			}
-		}
+		r := record(line)
 		l.mu.Lock()
 		l.lines++
 		if r != nil {
+			if r.began == 0 {
+				r.began = l.lines
+			}
 			l.records++
 			keys = r.keys(keys[:0])
 			l.dispatch(r, keys)
@@ -130,6 +153,10 @@ func trimEnd(b []byte) []byte {
 func (l *Log) dispatch(r *Record, keys []string) {
 	for _, k := range keys {
 		for _, w := range l.watches[k] {
+			// What began before may be another session of the same name's.
+			if r.Kind == Line && r.began <= w.since {
+				continue
+			}
 			w.put(r)
 		}
 	}
@@ -139,6 +166,8 @@ func (l *Log) dispatch(r *Record, keys []string) {
 // each key was added.
 type Watch struct {
 	log *Log
+
+	since int // how many lines the log had when the watch began
 
 	mu      sync.Mutex
 	keys    []string
@@ -153,7 +182,7 @@ type kept struct {
 
 // Watch begins to collect records with any of the keys; see [Key] and [PeerKey].
 func (l *Log) Watch(keys ...string) *Watch {
-	w := &Watch{log: l, changed: make(chan struct{}, 1)}
+	w := &Watch{log: l, changed: make(chan struct{}, 1), since: l.Lines()}
 	w.Add(keys...)
 	return w
 }

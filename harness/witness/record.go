@@ -51,6 +51,8 @@ type Record struct {
 	// Lost says that the log lost a part of the line: a field that is not there
 	// may have been, and its absence says nothing.
 	Lost bool
+	// began is the number of its first line in the log, of a [Line].
+	began int
 }
 
 // Get is the first value of a field, or "".
@@ -99,6 +101,9 @@ func PeerKey(p netip.AddrPort) string {
 
 // keys lists what a record can be joined by.
 func (r *Record) keys(dst []string) []string {
+	if r.Kind == Line {
+		return r.lineKeys(dst)
+	}
 	for _, f := range joinFields(r.Kind) {
 		for _, v := range r.Fields[f.field] {
 			if v != "" {
