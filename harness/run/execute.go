@@ -584,7 +584,7 @@ const lastWords = time.Second
 // up before they do: that is what was found then.
 func (x *execution) unsent(pos script.Pos, s *session, err error, wanted string) error {
 	var closed *wire.Closed
-	if !errors.As(err, &closed) {
+	if !errors.As(err, &closed) || s.open.Refusable {
 		return x.failed(pos, s, err, wanted)
 	}
 	u, last := s.conv.Next(lastWords)

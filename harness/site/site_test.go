@@ -95,7 +95,7 @@ func TestParseRefuses(t *testing.T) {
 		"port":              {"imaps = 993", "imaps = 99300", "site.toml:7:1: proxy.imaps: must be a port, 1 to 65535"},
 		"port as text":      {"imaps = 993", `imaps = "993"`, "must be a port"},
 		"kind":              {`"dovecot-postfix"`, `"exchange"`, `unknown kind "exchange"`},
-		"kind not built":    {`"dovecot-postfix"`, `"generic"`, "not built"},
+		"kind undeclared":   {`"dovecot-postfix"`, `"generic"`, "announces is missing"},
 		"other's version":   {`"dovecot-postfix"`, `"stalwart"`, `unknown version "bookworm"; there are 0.15.5`},
 		"log of another":    {"command: ssh old", "api:http://old:8080/#", "write file:PATH or command:COMMAND"},
 		"log key of none":   {`version = "bookworm"`, "version = \"bookworm\"\nlog-secret = \"env:X\"", "log-secret: unknown key"},
