@@ -480,6 +480,9 @@ func causeTLS(o *observations) *result.Diagnosis {
 	if len(all) == 0 {
 		return nil
 	}
+	if wrong := o.find(query{any: []string{"certificate="}}); len(wrong) == len(all) {
+		return causeCertificate(o, wrong)
+	}
 	es := factValues(all, "endpoint")
 	d := &result.Diagnosis{
 		Title:   "no TLS as the proxy speaks it on " + listed(es),
@@ -929,7 +932,7 @@ func causeConnectionLimit(o *observations) *result.Diagnosis {
 }
 
 func causeThrottled(o *observations) *result.Diagnosis {
-	many := o.find(query{any: []string{"~too much mail", "~too many connections", "~Rate limit", "~connection rate"}})
+	many := o.find(query{endpoint: "smtp", any: []string{"~too much mail", "~too many connections", "~Rate limit", "~connection rate"}})
 	if len(many) == 0 {
 		return nil
 	}
