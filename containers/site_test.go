@@ -316,3 +316,54 @@ func TestForeignServersThatAreNot(t *testing.T) {
 		}
 	})
 }
+
+// A bounded part of the rehearsal that every run of the tests does, side by
+// side: one release, good at a first look and at R4, with two defects, and
+// without a vantage and without a log.
+func TestForeignServersInBrief(t *testing.T) {
+	NeedEngine(t)
+	ctx := within(t, 4*time.Minute)
+	again := shipped(t, "trixie")
+	again.Name += "-again"
+	f := standForeign(ctx, t, shipped(t, "trixie"), again, shipped(t, "trixie", "trust-missing"), shipped(t, "trixie", "relay-refused"))
+	looked := f.site(t, 0)
+	sites := []string{f.site(t, 1), f.site(t, 2), f.site(t, 3)}
+	blameless := []harness.Option{harness.MaxRisk(script.R4), harness.Allow(run.AllowProtocolErrors, run.AllowBadRecipients), harness.Jobs(16)}
+
+	t.Run("all", func(t *testing.T) {
+		t.Run("first look", func(t *testing.T) {
+			t.Parallel()
+			for _, c := range []struct{ without, names string }{{"", "--max-risk R4"}, {"relay = ", "relay to [vantage]"}, {"log = ", "to [source.old]"}} {
+				var kept []string
+				for _, l := range strings.Split(looked, "\n") {
+					if c.without == "" || !strings.HasPrefix(l, c.without) {
+						kept = append(kept, l)
+					}
+				}
+				found := f.judge(ctx, t, strings.Join(kept, "\n"), func(o *run.Options) { o.MaxRisk, o.Brief = script.R1, true })
+				t.Logf("without %q: %s; %+v in %.1f s", c.without, found.Answer.Sentence, found.Counts, found.Seconds)
+				assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged, found.Answer.Sentence)
+				assert.Check(t, strings.Contains(found.Answer.Sentence, c.names), found.Answer.Sentence)
+				assert.Check(t, found.Counts.Pass > 0 && found.Counts.Fail+found.Counts.Error == 0, "%+v", found.Counts)
+			}
+		})
+		t.Run("good", func(t *testing.T) {
+			t.Parallel()
+			// What makes sign-ins fail takes minutes: the servers hold the client back.
+			found := f.judge(ctx, t, sites[0], blameless...)
+			t.Logf("%s; %+v in %.1f s", found.Answer.Sentence, found.Counts, found.Seconds)
+			assert.Equal(t, found.Answer.Sentence, "not fully judged: to judge it, add --allow failed-sign-ins,flood")
+			assert.Equal(t, found.Counts.Fail+found.Counts.Error, 0)
+			assert.Check(t, slices.ContainsFunc(found.Notices, func(n string) bool { return strings.Contains(n, "none is left") }), "%q", found.Notices)
+		})
+		for i, code := range []string{"DX-14", "DX-08"} {
+			t.Run(code, func(t *testing.T) {
+				t.Parallel()
+				found := f.judge(ctx, t, sites[i+1], blameless...)
+				t.Logf("%s (%.1f s)", found.Answer.Sentence, found.Seconds)
+				assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
+				assert.Equal(t, found.Diagnoses[0].Code, code, found.Answer.Sentence)
+			})
+		}
+	})
+}

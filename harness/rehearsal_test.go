@@ -22,6 +22,7 @@ import (
 	"github.com/mailproof/mailproof/harness/run"
 	"github.com/mailproof/mailproof/harness/script"
 	"github.com/mailproof/mailproof/harness/site"
+	"github.com/mailproof/mailproof/scenarios"
 )
 
 // A rehearsal is the reference lab, standing as a foreign operator's servers:
@@ -331,5 +332,36 @@ func TestInterruptAtASiteLeavesNoMessage(t *testing.T) {
 		if res := &found.Results[i]; res.Verdict == result.Error {
 			assert.Equal(t, res.Reason, "interrupted")
 		}
+	}
+}
+
+// As many accounts as the plan says are needed are enough, and one fewer is not.
+func TestAccountsThatAPlanSaysAreNeeded(t *testing.T) {
+	all, err := scenarios.All()
+	assert.NilError(t, err)
+	for name, r := range map[string]*rehearsal{"dovecot-postfix": rehearse(t, "bookworm"), "stalwart": rehearseStalwart(t)} {
+		whole := r.text
+		plan := func(accounts int) *run.Plan {
+			r.text = whole[:strings.Index(whole, fmt.Sprintf("[account.probe%d]", accounts))]
+			p, err := run.MakePlan(r.target(t), run.Options{Scenarios: all, MaxRisk: script.R4, Allow: run.Allowances()})
+			assert.NilError(t, err)
+			assert.Equal(t, p.Demand.Accounts[0].Named, accounts)
+			return p
+		}
+		short := func(p *run.Plan) (n int) {
+			for _, it := range p.Items {
+				for _, why := range append(it.NotRun, it.Blocked) {
+					if strings.Contains(why, "no account may fail more than") {
+						n++
+					}
+				}
+			}
+			return n
+		}
+		needed := plan(2).Demand.Accounts[0].Needed
+		t.Logf("%s: %d accounts", name, needed)
+		assert.Check(t, needed <= 10, "%s: %d", name, needed)
+		assert.Equal(t, short(plan(needed)), 0, name)
+		assert.Check(t, short(plan(needed-1)) > 0, name)
 	}
 }

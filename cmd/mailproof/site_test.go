@@ -39,6 +39,7 @@ const quick = "1000"
 // A loopback is a reference source and the reference proxy on real sockets,
 // with the site file by which they are judged.
 type loopback struct {
+	ca   *fixtures.Authority
 	dir  string
 	site string // its path
 	text string
@@ -71,7 +72,7 @@ func startLoopback(t *testing.T, release string, defects ...string) *loopback {
 	}
 	ca, err := fixtures.NewAuthority()
 	assert.NilError(t, err)
-	l := &loopback{dir: t.TempDir()}
+	l := &loopback{ca: ca, dir: t.TempDir()}
 
 	names := fixtures.LabNames(0)
 	for name, a := range map[string]string{"client4": loopClient, "proxy4": loopProxy, "relay4": loopRelay, "neighbour4": loopNeighbour, "stranger4": loopStranger, "proxynet4": "127.0.0.0/24"} {
@@ -202,14 +203,21 @@ func startLoopProxy(t *testing.T, ca *fixtures.Authority, mapping map[string]str
 
 func (l *loopback) run(t *testing.T, args ...string) (said, *result.Run) {
 	t.Helper()
-	report := filepath.Join(l.dir, "result.json")
-	s := mailproof(t, append([]string{"run", "--site", l.site, "--rate", quick, "--json", report}, args...)...)
-	text, err := os.ReadFile(report)
-	assert.NilError(t, err, s.err)
+	s := mailproof(t, append([]string{"run", "--site", l.site, "--rate", quick, "--json", filepath.Join(l.dir, "result.json")}, args...)...)
+	found := l.report(t)
+	assert.Assert(t, !strings.Contains(s.out+s.err, loopCanary), "a password was told")
+	return s, found
+}
+
+// report reads what the last run wrote.
+func (l *loopback) report(t *testing.T) *result.Run {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(l.dir, "result.json"))
+	assert.NilError(t, err)
+	assert.Assert(t, !strings.Contains(string(text), loopCanary), "a password was told")
 	var found result.Run
 	assert.NilError(t, json.Unmarshal(text, &found))
-	assert.Assert(t, !strings.Contains(s.out+s.err+string(text), loopCanary), "a password was told")
-	return s, &found
+	return &found
 }
 
 func TestSiteFirstLook(t *testing.T) {

@@ -223,10 +223,33 @@ func causeInetProtocols(o *observations) *result.Diagnosis {
 	return d
 }
 
-func causeDeadEndpoint(o *observations) *result.Diagnosis {
-	dead := o.find(query{facts: []string{"dial="}})
+// deadProxy is for clients that reach no proxy, whatever its sources do.
+func deadProxy(dead []*result.Result) *result.Diagnosis {
 	if len(dead) == 0 {
 		return nil
+	}
+	es := listed(factValues(dead, "endpoint"))
+	return &result.Diagnosis{
+		Title:           "nothing answers at the proxy on " + es,
+		Means:           "Clients reach no service there. What the source does behind it was judged by itself.",
+		Results:         keys(dead),
+		DiscriminatedBy: []string{fmt.Sprintf("a client's connections to the proxy's %s: %s", es, listed(factValues(dead, "dial")))},
+		Alternatives:    []string{"a dead port of the source's: the proxy would accept the connection"},
+		Remedy:          remedy("Let the proxy listen on this port where clients reach it, or correct its address and port where the target names them."),
+	}
+}
+
+func causeDeadEndpoint(o *observations) *result.Diagnosis {
+	var dead, public []*result.Result
+	for _, r := range o.find(query{facts: []string{"dial="}}) {
+		if r.Facet.Driver == "through" {
+			public = append(public, r)
+		} else {
+			dead = append(dead, r)
+		}
+	}
+	if len(dead) == 0 {
+		return deadProxy(public)
 	}
 	es := factValues(dead, "endpoint")
 	d := &result.Diagnosis{
@@ -482,6 +505,9 @@ func causeTLS(o *observations) *result.Diagnosis {
 	all := concat(starttls, handshake)
 	if len(all) == 0 {
 		return nil
+	}
+	if wrong := o.find(query{any: []string{"certificate="}}); len(wrong) == len(all) {
+		return causeCertificate(o, wrong)
 	}
 	es := factValues(all, "endpoint")
 	d := &result.Diagnosis{
@@ -934,7 +960,7 @@ func causeConnectionLimit(o *observations) *result.Diagnosis {
 }
 
 func causeThrottled(o *observations) *result.Diagnosis {
-	many := o.find(query{any: []string{"~too much mail", "~too many connections", "~Rate limit", "~connection rate"}})
+	many := o.find(query{endpoint: "smtp", any: []string{"~too much mail", "~too many connections", "~Rate limit", "~connection rate"}})
 	if len(many) == 0 {
 		return nil
 	}

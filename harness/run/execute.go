@@ -488,7 +488,7 @@ func (x *execution) handshake(pos script.Pos, s *session, cfg *tls.Config) error
 			Code:   "tls",
 			Wanted: fmt.Sprintf("TLS 1.2 or 1.3 on %s, as a migration proxy speaks it", s.endpoint.Name),
 			Found:  "the handshake failed: " + rootTLS(t).Error(),
-			Facts:  append(s.facts(), "tls="+tlsFact(t)),
+			Facts:  append(s.facts(), tlsFacts(t)...),
 		})
 		return errStop
 	}
@@ -624,6 +624,11 @@ func (x *execution) failed(pos script.Pos, s *session, err error, wanted string)
 	case errors.As(err, &timeout):
 		f.Code = "timeout"
 		f.Found = fmt.Sprintf("nothing within %s", timeout.After)
+		if timeout.Partial != "" {
+			f.Found = fmt.Sprintf("nothing whole within %s, and then it stood in the middle of the line %q", timeout.After, wire.Visible(timeout.Partial))
+			f.Facts = append(f.Facts, "reply=slow")
+			break
+		}
 		f.Facts = append(f.Facts, "reply=none")
 	case errors.As(err, &closed):
 		f.Code = "closed"

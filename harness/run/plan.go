@@ -177,6 +177,10 @@ func MakePlan(t *Target, o Options) (*Plan, error) {
 				// A server holds back a client whose sign-ins fail, longer each
 				// time: beyond one facet of each protocol the proxy gives up first.
 				items = oneFacet(items)
+			} else if t.Limits != nil && s.Demand().WrongSignIns() > 0 {
+				// Each costs an account one of its few failures, and that the proxy is
+				// believed at every port is seen by sign-ins that succeed.
+				items = onePerFamily(items)
 			}
 			if len(items) > 0 {
 				groups = append(groups, items)
@@ -298,6 +302,23 @@ func oneFacet(items []*item) []*item {
 		}
 	}
 	return items[:min(1, len(items))]
+}
+
+// onePerFamily is [oneFacet] in each address family.
+func onePerFamily(items []*item) []*item {
+	by := map[string][]*item{}
+	var families []string
+	for _, it := range items {
+		if by[it.facet.Family] == nil {
+			families = append(families, it.facet.Family)
+		}
+		by[it.facet.Family] = append(by[it.facet.Family], it)
+	}
+	var out []*item
+	for _, f := range families {
+		out = append(out, oneFacet(by[f])...)
+	}
+	return out
 }
 
 // ofKind says whether a scenario is about sources of a kind.

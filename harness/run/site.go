@@ -24,14 +24,15 @@ type care struct {
 	pace   *pacer
 
 	mu        sync.Mutex
-	trusted   map[string]bool    // paths on which the source was seen to believe the proxy
-	unsettled map[string]bool    // accounts of which a line may still come
-	asked     map[*Source]int    // barriers so far
-	shows     map[*Source]string // the endpoint at which a barrier was made
-	accepted  map[*Source]int    // messages of ours
-	repeats   map[*Source]int    // claims that were asked again
-	refusals  map[string]int     // of right passwords, by account
-	withdrawn map[string]string  // what was said of accounts that are left alone
+	trusted   map[string]bool      // paths on which the source was seen to believe the proxy
+	unsettled map[string]bool      // accounts of which a line may still come
+	asked     map[*Source]int      // barriers so far
+	shows     map[*Source]string   // the endpoint at which a barrier was made
+	mute      map[*Source][]string // those at which one was, and no line came
+	accepted  map[*Source]int      // messages of ours
+	repeats   map[*Source]int      // claims that were asked again
+	refusals  map[string]int       // of right passwords, by account
+	withdrawn map[string]string    // what was said of accounts that are left alone
 	problems  []result.Problem
 	calls     map[string]*barrierCall
 	turns     map[string]chan struct{}
@@ -48,7 +49,7 @@ func newCare(t *Target, o Options) *care {
 		return nil
 	}
 	return &care{limits: t.Limits, pace: newPacer(o.rate(t)), trusted: map[string]bool{}, unsettled: map[string]bool{},
-		asked: map[*Source]int{}, shows: map[*Source]string{}, accepted: map[*Source]int{}, repeats: map[*Source]int{}, refusals: map[string]int{}, withdrawn: map[string]string{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
+		asked: map[*Source]int{}, shows: map[*Source]string{}, mute: map[*Source][]string{}, accepted: map[*Source]int{}, repeats: map[*Source]int{}, refusals: map[string]int{}, withdrawn: map[string]string{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
 }
 
 func (c *care) wait(ctx context.Context) error {
@@ -394,7 +395,8 @@ func (r *runner) lead(ctx context.Context, it *item, key string, turn chan struc
 // line can be taken for it.
 //
 // An endpoint that does not serve is passed over, and the one that did is asked
-// first from then on.
+// first from then on. Where one serves and no line comes, the next try is at
+// another: what answers there may not be the source.
 func (r *runner) showLine(ctx context.Context, s *Source, l *witness.Log, wait time.Duration) error {
 	if s.Kind == "stalwart" {
 		return r.showHello(ctx, s, l, wait)
@@ -411,8 +413,12 @@ func (r *runner) showLine(ctx context.Context, s *Source, l *witness.Log, wait t
 		var unseen *unseenLine
 		if last == nil || errors.As(last, &unseen) {
 			r.care.mu.Lock()
-			r.care.shows[s] = endpoint
-			r.care.mu.Unlock()
+			defer r.care.mu.Unlock()
+			if last == nil {
+				r.care.shows[s] = endpoint
+			} else if !slices.Contains(r.care.mute[s], endpoint) {
+				r.care.mute[s] = append(r.care.mute[s], endpoint)
+			}
 			return last
 		}
 		if ctx.Err() != nil || l.Err() != nil {
@@ -423,14 +429,15 @@ func (r *runner) showLine(ctx context.Context, s *Source, l *witness.Log, wait t
 }
 
 // endpoints are where our own sessions sign in or show a line: where that was
-// seen to work, or else anywhere.
+// seen to work, or else anywhere, last of all where nothing came of it.
 func (c *care) endpoints(s *Source) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if works := c.shows[s]; works != "" {
 		return []string{works}
 	}
-	return []string{"imaps", "imap", "pop3s", "pop3"}
+	list := slices.DeleteFunc([]string{"imaps", "imap", "pop3s", "pop3"}, func(e string) bool { return slices.Contains(c.mute[s], e) })
+	return append(list, c.mute[s]...)
 }
 
 func (r *runner) showLineAt(ctx context.Context, s *Source, l *witness.Log, endpoint string, wait time.Duration) error {

@@ -21,6 +21,8 @@ import (
 	"github.com/mailproof/mailproof/harness/reference/proxy"
 	"github.com/mailproof/mailproof/harness/result"
 	"github.com/mailproof/mailproof/harness/run"
+	"github.com/mailproof/mailproof/harness/script"
+	"github.com/mailproof/mailproof/scenarios"
 )
 
 func TestMain(m *testing.M) {
@@ -452,4 +454,103 @@ func TestTheDocumentedTemplateCanBeRead(t *testing.T) {
 	assert.Assert(t, ok)
 	_, err = Parse("site.toml", []byte(template))
 	assert.NilError(t, err)
+}
+
+// A name with addresses of the other family alone leaves open what has nowhere
+// to go from, and says which vantage lacks an address.
+func TestANameOfTheOtherFamily(t *testing.T) {
+	six := func(context.Context, string) ([]netip.Addr, error) {
+		return []netip.Addr{netip.MustParseAddr("2001:db8::25")}, nil
+	}
+	text := strings.Replace(stalwartSite, "ip4 = \"192.0.2.1\"\n", "", 1)
+	assert.Assert(t, text != stalwartSite)
+	target, err := opened(t, text, Options{Resolve: six, PlanOnly: true})
+	assert.NilError(t, err)
+	assert.Check(t, !target.Proxy.Addr(run.IP4).IsValid())
+	assert.Equal(t, target.Proxy.Addr(run.IP6), netip.MustParseAddr("2001:db8::25"))
+	all, err := scenarios.All()
+	assert.NilError(t, err)
+	p, err := run.MakePlan(target, run.Options{Scenarios: all, Select: []string{"proxy.imap"}, MaxRisk: script.R1})
+	assert.NilError(t, err)
+	said := ""
+	for _, it := range p.Items {
+		said += strings.Join(append(it.NotRun, it.Blocked), "\n")
+	}
+	assert.Check(t, cmp.Contains(said, "add ip6 to the vantage client"))
+}
+
+const stalwartSite = `domain = "example.org"
+[proxy]
+host = "mail.example.org"
+ip4 = "192.0.2.1"
+imaps = 993
+[vantage]
+proxy = "bind:192.0.2.2"
+client = { by = "socks5:127.0.0.1:1080", ip4 = "198.51.100.7" }
+[source.old]
+kind = "stalwart"
+version = "0.15.5"
+host = "old.example.org"
+ip4 = "192.0.2.10"
+imaps = 993
+https = 443
+http = 8080
+log = "api:https://old.example.org:8443"
+log-secret = "env:LOGS"
+log-from = "client"
+[account.one]
+address = "probe1@example.org"
+password = "env:PROBE1"
+`
+
+func TestAStalwartsFile(t *testing.T) {
+	f, err := Parse("site.toml", []byte(stalwartSite))
+	assert.NilError(t, err)
+	s := f.Sources[0]
+	assert.Equal(t, s.Kind+"@"+s.Version, "stalwart@0.15.5")
+	assert.Equal(t, len(s.Endpoints), 3)
+	a := s.Log.API
+	a.At = Place{}
+	assert.Equal(t, a, API{Secure: true, Host: "old.example.org", Port: 8443, Secret: Secret{"env", "LOGS"}, From: "client"})
+	target, err := opened(t, stalwartSite, Options{PlanOnly: true})
+	assert.NilError(t, err)
+	assert.Equal(t, target.Sources[0].Announces, run.ByPROXY)
+	assert.Equal(t, target.Sources[0].Admin, nil)
+
+	for name, tc := range map[string]struct{ old, new, want string }{
+		"no scheme":     {"api:https://old.example.org:8443", "api:old.example.org", "write api:http://HOST:PORT or api:https://HOST:PORT"},
+		"with a path":   {"org:8443\"", "org:8443/api\"", "write api:http://HOST:PORT"},
+		"with a secret": {"https://old.", "https://admin:hunter2@old.", "write api:http://HOST:PORT"},
+		"no secret":     {"log-secret = \"env:LOGS\"\n", "", "log-secret is missing"},
+		"plain secret":  {"env:LOGS", "hunter2", "a password does not stand here"},
+		"from a proxy":  {"log-from = \"client\"", "log-from = \"proxy\"", "kept for what a proxy"},
+		"from nowhere":  {"log-from = \"client\"", "log-from = \"moon\"", "there is no vantage \"moon\""},
+		"by another":    {"api:https://old.example.org:8443", "file:/var/log/stalwart", "belongs to log = \"api:…\""},
+		"announces":     {"version = \"0.15.5\"", "version = \"0.15.5\"\nannounces = \"proxy\"", "stalwart takes a PROXY header"},
+		"version":       {"0.15.5", "0.16", "there are 0.15.5"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := strings.Replace(stalwartSite, tc.old, tc.new, 1)
+			assert.Assert(t, text != stalwartSite)
+			_, err := Parse("site.toml", []byte(text))
+			assert.ErrorContains(t, err, tc.want)
+			assert.Check(t, !strings.Contains(err.Error(), "hunter2"), err.Error())
+		})
+	}
+}
+
+// A Stalwart's API numbers no lines: what follows those that are known is found
+// by them.
+func TestWhatIsNewInALog(t *testing.T) {
+	for _, tc := range []struct {
+		known, now string
+		at         int
+		ok         bool
+	}{
+		{"", "abc", 0, true}, {"abc", "abc", 3, true}, {"abc", "abcd", 3, true}, {"abc", "bcde", 2, true}, {"abc", "cdef", 1, true},
+		{"abc", "xyz", 0, false}, {"aa", "aaa", 3, true}, {"abc", "", 0, false},
+	} {
+		at, ok := continues(strings.Split(tc.known, "")[:len(tc.known)], strings.Split(tc.now, "")[:len(tc.now)])
+		assert.Check(t, at == tc.at && ok == tc.ok, "%q %q: %d %v", tc.known, tc.now, at, ok)
+	}
 }

@@ -15,6 +15,7 @@ type Timeout struct {
 	Conn    string        // the connection's name in the scenario
 	Waiting string        // "the greeting", "a reply"
 	After   time.Duration // how long was waited
+	Partial string        // what had arrived of an unfinished line, redacted and cut
 }
 
 func (e *Timeout) Error() string {
@@ -84,7 +85,7 @@ func (c *Conn) classify(err error, waiting string, after time.Duration, partial 
 	case c.ctxErr() != nil:
 		return fmt.Errorf("%s: waiting for %s: %w", c.name, waiting, c.ctxErr())
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &Timeout{Conn: c.name, Waiting: waiting, After: after}
+		return &Timeout{Conn: c.name, Waiting: waiting, After: after, Partial: clip(c.tr.Redact(partial), 200)}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return &Closed{Conn: c.name, Waiting: waiting, Partial: clip(c.tr.Redact(partial), 200)}
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
