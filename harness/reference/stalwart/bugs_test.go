@@ -114,6 +114,19 @@ var observations = map[string]struct {
 		l.attack("203.0.113.60:40001")
 		return first(l.through("203.0.113.60:40002", 143).line(), 8)
 	}},
+	"stalwart-administrator-reads-nothing": {"Mailbox/get", reads("carol@example.test", "carolpw")},
+	"stalwart-everyone-reads":              {"error", reads("bob@example.test", "bobpw")},
+	"stalwart-header-tls-ignored": {"no STARTTLS", func(_ *testing.T, l *lab) string {
+		h := header("203.0.113.7:40001", "198.51.100.1:143")
+		h = append(h, 0x20, 0, 5, 1, 0, 0, 0, 0) // PP2_TYPE_SSL with the client bit
+		h[15] += 8
+		c := l.open(proxyAt, 143)
+		c.nc.Write(h)
+		if strings.Contains(c.line(), "STARTTLS") {
+			return "STARTTLS"
+		}
+		return "no STARTTLS"
+	}},
 	"stalwart-ban-hits-all-clients": {"* OK", func(_ *testing.T, l *lab) string {
 		l.attack("203.0.113.60:40001")
 		return first(l.through("203.0.113.61:40002", 143).line(), 4)
@@ -389,6 +402,20 @@ func (l *lab) login(user, secret string) string {
 	c.line()
 	c.say("b1 AUTHENTICATE PLAIN " + plain(user, secret))
 	return c.line()
+}
+
+// reads says what becomes of somebody's call for the mailboxes of alice; carol
+// is an administrator.
+func reads(user, secret string) func(*testing.T, *lab) string {
+	return func(_ *testing.T, l *lab) string {
+		l.api("PATCH", "/api/principal/carol@example.test", `[{"action":"addItem","field":"roles","value":"admin"}]`)
+		const call = `{"using":["urn:ietf:params:jmap:mail"],"methodCalls":[["Mailbox/get",{"accountId":"c"},"c1"]]}`
+		a := l.ask(strangerAt, 8081, fmt.Sprintf("POST /jmap/ HTTP/1.1\r\nAuthorization: Basic %s\r\nContent-Length: %d\r\n\r\n%s",
+			base64.StdEncoding.EncodeToString([]byte(user+":"+secret)), len(call), call))
+		_, rest, _ := strings.Cut(a.body, `"methodResponses":[["`)
+		name, _, _ := strings.Cut(rest, `"`)
+		return name
+	}
 }
 
 // attack earns a client of the proxy a ban.
