@@ -220,6 +220,7 @@ type trial struct {
 	about func(*script.Scenario) bool
 	// only says which scenarios are run; nil for all of them.
 	only func(*script.Scenario) bool
+	row  *DefectRow // of a defect
 	then func(*result.Run, []result.Result)
 	fail func(why string)
 }
@@ -329,6 +330,12 @@ func (p *prover) batch(ctx context.Context, ts []trial) (err error) {
 			i := slices.IndexFunc(ts, func(t trial) bool { return t.spec.Name == source })
 			return i >= 0 && ts[i].about != nil && !ts[i].about(s)
 		}
+	}
+	// A bug is asked for every assertion that it can kill. What is wrong with a
+	// configuration is told by what a run sees, which stops at the first.
+	o.Onward = func(source string) bool {
+		i := slices.IndexFunc(ts, func(t trial) bool { return t.spec.Name == source })
+		return i >= 0 && len(ts[i].spec.Bugs) > 0 && ts[i].row != nil && ts[i].row.Wanted == ""
 	}
 	o.Skip = func(source string, s *script.Scenario) bool {
 		i := slices.IndexFunc(ts, func(t trial) bool { return t.spec.Name == source })
@@ -551,7 +558,7 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 				}
 				*rows = append(*rows, row)
 				spec := SourceSpec{Name: base + " with " + b.Name, Kind: kind, Version: release, Profile: fixtures.Instrumented, Bugs: []string{b.Name}}
-				ts = append(ts, trial{spec: spec,
+				ts = append(ts, trial{spec: spec, row: row,
 					then: func(found *result.Run, rs []result.Result) { p.judgeDefect(row, b.Name, nil, found, spec, rs) },
 					fail: func(why string) { row.Problem = why }})
 			}
@@ -583,6 +590,9 @@ func (p *prover) judgeDefect(row *DefectRow, name string, also []string, found *
 			failed[id] = true
 		}
 		for _, f := range r.Findings {
+			if f.Code == "line-end" {
+				continue // what was asserted held, in a line that ended wrongly
+			}
 			for _, fact := range f.Facts {
 				if place, ok := strings.CutPrefix(fact, "assert="); ok {
 					p.kill(r.ID, place, name)

@@ -21,6 +21,11 @@ import (
 var version = "devel"
 
 func main() {
+	// A run holds a few megabytes and lives for seconds: to collect garbage less
+	// often saves a sixth of its time.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	// A second signal ends the process at once.

@@ -54,6 +54,10 @@ type execution struct {
 	// At a target with limits: sign-ins by account, and what the log shows of them.
 	signed map[string]int
 	logins map[string]*witness.Watch
+	// With [Options.Onward]: what is not taken up again, and whether the
+	// dialogue is no longer the one that its witnesses are about.
+	onward, astray bool
+	over           map[string]bool // connections by their names, and by the places where they are opened
 }
 
 // A session is one open connection of an execution.
@@ -99,6 +103,7 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost
 		conns: make(map[string]*session, 4)}
 	x.env = r.newEnv(it, accounts)
 	x.env.local = x.local
+	x.onward = r.opts.Onward != nil && r.opts.Onward(it.source.Name)
 	secrets := make([]wire.Secret, 0, len(accounts)+1)
 	for _, name := range sortedKeys(accounts) {
 		secrets = append(secrets, wire.Secret{Name: name, Value: accounts[name].Password})
@@ -221,7 +226,11 @@ func (x *execution) phases() error {
 
 func (x *execution) steps(steps []script.Step) error {
 	for _, st := range steps {
-		if err := x.step(st); err != nil {
+		err := x.step(st)
+		if err != nil && x.goesOn(st, err) {
+			err = nil
+		}
+		if err != nil {
 			if x.res.Line <= 1 {
 				x.res.Line = st.At().Top().Line
 			}
@@ -231,9 +240,87 @@ func (x *execution) steps(steps []script.Step) error {
 	return nil
 }
 
+// afterFailure is how long an assertion may still take at a source where
+// something has failed, when the execution goes on all the same.
+const afterFailure = 500 * time.Millisecond
+
+// goesOn says whether the steps go on after one that decided the claim; see
+// [Options.Onward]. A reply that was read leaves its connection as it was; a
+// connection that was lost is not taken up again.
+func (x *execution) goesOn(st script.Step, err error) bool {
+	if !x.onward || !errors.Is(err, errStop) {
+		return false
+	}
+	name, must := "", true
+	switch st := st.(type) {
+	case *script.Open:
+		name = st.Name
+	case *script.Upgrade:
+		name = st.Name
+	case *script.Send:
+		name = st.Name
+	case *script.Closed:
+		name = st.Name
+	case *script.Reply:
+		name, must = st.Name, st.Must
+	default:
+		return false
+	}
+	x.astray = true
+	if x.over == nil {
+		x.over = make(map[string]bool)
+	}
+	if last := x.res.Findings[len(x.res.Findings)-1]; must && last.Code == "mismatch" {
+		return true
+	}
+	x.over[name] = true
+	if o, ok := st.(*script.Open); ok {
+		x.over[o.Pos.String()] = true
+	} else if s := x.conns[name]; s != nil {
+		x.over[s.open.Pos.String()] = true
+	}
+	if s := x.conns[name]; s != nil {
+		s.conn.Close()
+	}
+	return true
+}
+
+// leftOut says whether a step is none of an execution that went on after a
+// failure: it is about a connection that was lost, or a witness.
+func (x *execution) leftOut(st script.Step) bool {
+	switch st := st.(type) {
+	case *script.Open:
+		// What was lost in one round of a loop is not tried in the next.
+		x.over[st.Name] = x.over[st.Pos.String()]
+		return x.over[st.Name]
+	case *script.Send:
+		return x.over[st.Name]
+	case *script.Reply:
+		return x.over[st.Name]
+	case *script.Closed:
+		return x.over[st.Name]
+	case *script.Upgrade:
+		return x.over[st.Name]
+	case *script.Witness:
+		return true
+	}
+	return false
+}
+
+// patience is how long an assertion may take.
+func (x *execution) patience(must bool, d time.Duration) time.Duration {
+	if must && x.onward && len(x.res.Findings) > 0 {
+		return min(d, afterFailure)
+	}
+	return d
+}
+
 func (x *execution) step(st script.Step) error {
 	if cause := context.Cause(x.ctx); cause != nil {
 		return cause
+	}
+	if x.astray && x.leftOut(st) {
+		return nil
 	}
 	switch st := st.(type) {
 	case *script.Open:
@@ -488,11 +575,34 @@ func (x *execution) handshake(pos script.Pos, s *session, cfg *tls.Config) error
 			Code:   "tls",
 			Wanted: fmt.Sprintf("TLS 1.2 or 1.3 on %s, as a migration proxy speaks it", s.endpoint.Name),
 			Found:  "the handshake failed: " + rootTLS(t).Error(),
-			Facts:  append(s.facts(), tlsFacts(t)...),
+			Facts:  append(s.facts(), append(x.unanswered(pos, s.open), tlsFacts(t)...)...),
 		})
 		return errStop
 	}
 	return x.failed(pos, s, err, "a TLS handshake")
+}
+
+// unanswered says which assertion fails with a handshake that opens a
+// connection: the one about the first that was to be said on it.
+func (x *execution) unanswered(pos script.Pos, o *script.Open) []string {
+	if pos != o.Pos {
+		return nil
+	}
+	var facts []string
+	opened := false
+	x.item.scenario.Walk(func(st script.Step) {
+		r, ok := st.(*script.Reply)
+		switch {
+		case st == script.Step(o):
+			opened = true
+		case ok && opened && r.Name == o.Name:
+			if r.Must && r.Kind == script.Status {
+				facts = append(facts, "assert="+r.Pos.String())
+			}
+			opened = false
+		}
+	})
+	return facts
 }
 
 func rootTLS(e *wire.TLSError) error {
@@ -709,7 +819,7 @@ func (x *execution) reply(st *script.Reply) error {
 	}
 	waiting := s.waiting
 	s.waiting = nil
-	u, err := x.next(st, s, d)
+	u, err := x.next(st, s, x.patience(st.Must, d))
 	if err != nil {
 		return x.failed(st.Pos, s, err, wantedReply(s, st.Pattern.Show(x.env)))
 	}
@@ -852,7 +962,7 @@ func (x *execution) closed(st *script.Closed) error {
 	}
 	var extra string
 	if err == nil {
-		extra, _, err = s.conn.WaitClose(d)
+		extra, _, err = s.conn.WaitClose(x.patience(true, d))
 	}
 	if err == nil && (extra == "" || s.open.Announce != "" && s.endpoint.TLS == "implicit" && !s.conn.TLS() && isAlert(extra)) {
 		s.conn.Close()

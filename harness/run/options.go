@@ -46,6 +46,11 @@ type Options struct {
 	// Skip says which scenarios are left out at the source of that name, without
 	// a trace in the result. Nil leaves out none.
 	Skip func(source string, s *script.Scenario) bool
+	// Onward says at which sources an assertion that fails ends nothing but the
+	// steps of its own connection, where that is lost: the kill matrix wants to
+	// see every assertion that can fail there, and not just the first. Nil is
+	// none: whoever judges a source stops where its claim is decided.
+	Onward func(source string) bool
 	// Seed makes the tokens of a run reproducible; empty draws one.
 	Seed string
 	// Observer is told of each result as it is there, from one goroutine at a time.

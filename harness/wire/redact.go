@@ -15,8 +15,10 @@ import (
 // [NewRedactor] and may be used by many goroutines.
 type Redactor struct {
 	secrets  []Secret
+	forms    []string // every spelling that is found by plain search
 	replacer *strings.Replacer
 	plain    []string // the plain forms, longest first
+	shortest int      // octets of the shortest of them
 }
 
 // A Secret is a value that must never be shown, and the name shown instead.
@@ -45,7 +47,9 @@ func NewRedactor(secrets ...Secret) *Redactor {
 		shown := "<secret:" + s.Name + ">"
 		for _, form := range forms(s.Value) {
 			pairs = append(pairs, form, shown)
+			r.forms = append(r.forms, form)
 		}
+		r.shortest = len(s.Value) // they come longest first
 	}
 	if len(pairs) > 0 {
 		r.replacer = strings.NewReplacer(pairs...)
@@ -55,7 +59,7 @@ func NewRedactor(secrets ...Secret) *Redactor {
 
 // forms lists the spellings of a value that are found by plain search.
 func forms(v string) []string {
-	quoted := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(v)
+	quoted := strings.ReplaceAll(strings.ReplaceAll(v, `\`, `\\`), `"`, `\"`)
 	fs := []string{v, quoted, url.QueryEscape(v), url.PathEscape(v), base64.StdEncoding.EncodeToString([]byte(v))}
 	slices.Sort(fs)
 	fs = slices.Compact(fs)
@@ -68,13 +72,16 @@ func (r *Redactor) Redact(s string) string {
 	if r == nil || r.replacer == nil || s == "" {
 		return s
 	}
-	s = r.replacer.Replace(s)
+	// Few lines hold a secret, and a replacer costs more than looking for it.
+	if slices.ContainsFunc(r.forms, func(form string) bool { return strings.Contains(s, form) }) {
+		s = r.replacer.Replace(s)
+	}
 	return r.redactBase64(s)
 }
 
 // redactBase64 replaces each run of base64 that decodes to text with a secret in it.
 func (r *Redactor) redactBase64(s string) string {
-	const shortest = 8
+	shortest := base64.RawStdEncoding.EncodedLen(r.shortest)
 	var b strings.Builder
 	done := 0
 	for i := 0; i < len(s); {
@@ -112,7 +119,7 @@ func (r *Redactor) redactBase64(s string) string {
 // inBase64 names the secret that a run of base64 carries, whatever stands
 // before the run's true beginning.
 func (r *Redactor) inBase64(run string) string {
-	for shift := 0; shift < 4 && len(run)-shift >= 8; shift++ {
+	for shift := 0; shift < 4 && base64.RawStdEncoding.DecodedLen(len(run)-shift) >= r.shortest; shift++ {
 		part := run[shift:]
 		if len(part)%4 == 1 { // never a whole number of octets
 			part = part[:len(part)-1]

@@ -91,6 +91,13 @@ func (s *Server) isBlocked(p *process, a netip.Addr) bool {
 	return banned || nets != nil && within(*nets, a)
 }
 
+// blocks says whether anybody is banned.
+func (s *Server) blocks() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.blocked) > 0
+}
+
 // setBlocked replaces what is refused by what the settings say.
 func (s *Server) setBlocked(p *process, list []netip.Prefix) {
 	s.mu.Lock()
@@ -183,7 +190,7 @@ func (in *session) verify(user, secret string) (*principal, verdict) {
 
 // check finds whose name and password these are.
 func (in *session) check(user, secret string) *principal {
-	if p := in.srv.dir.named(user); p != nil && p.kind == "individual" && (p.hasSecret(secret) || in.srv.bugs.Has(bug.AcceptsAnyPassword)) {
+	if p := in.srv.dir.named(user); p != nil && !in.srv.bugs.Has(bug.RefusesEveryPassword) && p.kind == "individual" && (p.hasSecret(secret) || in.srv.bugs.Has(bug.AcceptsAnyPassword)) {
 		return p
 	}
 	c := in.core

@@ -114,6 +114,58 @@ var observations = map[string]struct {
 		l.attack("203.0.113.60:40001")
 		return first(l.through("203.0.113.60:40002", 143).line(), 8)
 	}},
+	"stalwart-administrator-reads-nothing": {"Mailbox/get", reads("carol@example.test", "carolpw")},
+	"stalwart-everyone-reads":              {"error", reads("bob@example.test", "bobpw")},
+	"stalwart-header-tls-ignored": {"no STARTTLS", func(_ *testing.T, l *lab) string {
+		h := header("203.0.113.7:40001", "198.51.100.1:143")
+		h = append(h, 0x20, 0, 5, 1, 0, 0, 0, 0) // PP2_TYPE_SSL with the client bit
+		h[15] += 8
+		c := l.open(proxyAt, 143)
+		c.nc.Write(h)
+		if strings.Contains(c.line(), "STARTTLS") {
+			return "STARTTLS"
+		}
+		return "no STARTTLS"
+	}},
+	"stalwart-ban-hits-all-clients": {"* OK", func(_ *testing.T, l *lab) string {
+		l.attack("203.0.113.60:40001")
+		return first(l.through("203.0.113.61:40002", 143).line(), 4)
+	}},
+	"stalwart-ban-hits-proxy-too": {"* OK", func(_ *testing.T, l *lab) string {
+		l.attack("203.0.113.60:40001")
+		c := l.open(proxyAt, 143)
+		io.WriteString(c.nc, "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00")
+		return first(c.line(), 4)
+	}},
+	"stalwart-refuses-every-password": {"b1 OK", func(_ *testing.T, l *lab) string { return first(l.login("bob@example.test", "bobpw"), 5) }},
+	"stalwart-mute-inside-tls": {"* OK", func(_ *testing.T, l *lab) string {
+		c := l.open(strangerAt, 993)
+		c.tls()
+		return first(c.line(), 4)
+	}},
+	"stalwart-refuses-odd-names": {"250 250 250", func(_ *testing.T, l *lab) string {
+		c := l.open(strangerAt, 587)
+		c.reply()
+		return strings.Join([]string{first(c.ask("EHLO laptop"), 3), first(c.ask("EHLO [192.0.2.1]"), 3), first(c.ask("EHLO my_laptop.example"), 3)}, " ")
+	}},
+	"stalwart-refuses-mail-of-odd-names": {"250", func(_ *testing.T, l *lab) string {
+		l.set("session.ehlo.reject-non-fqdn", "false")
+		l.reload()
+		c := l.open(relayAt, 25)
+		c.reply()
+		c.ask("EHLO new")
+		return first(c.ask("MAIL FROM:<a@b.example>"), 3)
+	}},
+	"stalwart-spoilt-by-bad-command": {"250", func(_ *testing.T, l *lab) string {
+		c := l.open(relayAt, 25)
+		c.reply()
+		io.WriteString(c.nc, "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nEHLO new.example.test\r\n")
+		c.reply()
+		return first(c.reply(), 3)
+	}},
+	"stalwart-http-unavailable": {"307", func(_ *testing.T, l *lab) string {
+		return fmt.Sprint(l.ask(strangerAt, 8081, "GET /.well-known/jmap HTTP/1.1\r\n\r\n").status)
+	}},
 	"stalwart-reload-applies-listeners": {"<silence>", func(_ *testing.T, l *lab) string {
 		l.api("POST", "/api/settings", `[{"type":"clear","prefix":"server.listener.imap.proxy."}]`)
 		l.reload()
@@ -199,6 +251,69 @@ var observations = map[string]struct {
 		}
 		return "not"
 	}},
+	"stalwart-eighth-bit-lost": {"\xc3\xbc", func(_ *testing.T, l *lab) string {
+		m := l.relayed("a@b.example", "alice@example.test", "Subject: b\r\n\r\n\xc3\xbc\r\n.")[0]
+		return m[len(m)-4 : len(m)-2]
+	}},
+	"stalwart-null-sender-replaced": {"<>", func(_ *testing.T, l *lab) string {
+		m := l.relayed("", "alice@example.test", "Subject: b\r\n\r\nb\r\n.")[0]
+		return regexp.MustCompile(`Return-Path: (\S*)`).FindStringSubmatch(m)[1]
+	}},
+	"stalwart-queue-stands": {"1", func(_ *testing.T, l *lab) string {
+		return fmt.Sprint(len(l.relayed("a@b.example", "alice@example.test", "Subject: b\r\n\r\nb\r\n.")))
+	}},
+	"stalwart-log-no-delivery": {"true", func(_ *testing.T, l *lab) string {
+		l.relayed("a@b.example", "alice@example.test", "Subject: b\r\n\r\nb\r\n.")
+		l.srv.Close()
+		return fmt.Sprint(strings.Contains(strings.Join(l.log.end(), "\n"), "(message-ingest.ham)"))
+	}},
+	"stalwart-refuses-hello": {"250", func(_ *testing.T, l *lab) string {
+		c := l.open(relayAt, 25)
+		c.reply()
+		return first(c.ask("EHLO new.example.test"), 3)
+	}},
+	"stalwart-refuses-senders": {"250", func(_ *testing.T, l *lab) string {
+		c := l.open(relayAt, 25)
+		c.reply()
+		c.ask("EHLO new.example.test")
+		return first(c.ask("MAIL FROM:<a@b.example>"), 3)
+	}},
+	"stalwart-refuses-messages": {"250 whole", bdat},
+	"stalwart-submission-for-anybody": {"503", func(_ *testing.T, l *lab) string {
+		c := l.open(strangerAt, 587)
+		c.reply()
+		c.ask("EHLO new.example.test")
+		c.ask("MAIL FROM:<a@b.example>")
+		return first(c.ask("RCPT TO:<x@elsewhere.example>"), 3)
+	}},
+	"stalwart-accepts-unknown-recipients": {"550 5.1.2 Mailbox does not exist.", recipient("nobody@example.test")},
+	"stalwart-log-other-listener": {"imap 143", func(t *testing.T, l *lab) string {
+		c := l.through("203.0.113.7:40001", 143)
+		c.line()
+		c.say("a1 AUTHENTICATE PLAIN " + plain("bob@example.test", "bobpw"))
+		c.line()
+		m := regexp.MustCompile(`listenerId = "(\S+)", localPort = (\d+)`).FindStringSubmatch(l.log.await(t, "(auth.success)", "bob@example.test"))
+		return m[1] + " " + m[2]
+	}},
+	"stalwart-websocket-once": {"\x81", func(_ *testing.T, l *lab) string {
+		c := l.webSocket()
+		c.echo()
+		c.nc.SetReadDeadline(time.Now().Add(time.Minute))
+		head := make([]byte, 2)
+		if _, err := io.ReadFull(c.br, head); err != nil {
+			return err.Error()
+		}
+		if _, err := io.CopyN(io.Discard, c.br, int64(head[1])); err != nil {
+			return err.Error()
+		}
+		c.echo()
+		c.nc.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		b, err := c.br.ReadByte()
+		if err != nil {
+			return "<silence>"
+		}
+		return string([]byte{b})
+	}},
 	"stalwart-host-header-believed": {"http://old", func(_ *testing.T, l *lab) string {
 		a := l.ask(strangerAt, 8081, "GET /jmap/session HTTP/1.1\r\nHost: evil.example\r\n\r\n")
 		return first(strings.Split(a.body, `"apiUrl":"`)[1], 10)
@@ -210,12 +325,8 @@ var observations = map[string]struct {
 		return fmt.Sprint(l.ask(strangerAt, 8081, upgrade()).status)
 	}},
 	"stalwart-websocket-mute": {"\x81", func(_ *testing.T, l *lab) string {
-		c := l.open(strangerAt, 8081)
-		io.WriteString(c.nc, upgrade())
-		for s := c.line(); s != ""; s = c.line() {
-		}
-		const ask = `{"@type":"Request","id":"1","using":["urn:ietf:params:jmap:core"],"methodCalls":[["Core/echo",{},"0"]]}`
-		c.nc.Write(append([]byte{0x81, 0x80 | byte(len(ask)), 0, 0, 0, 0}, ask...))
+		c := l.webSocket()
+		c.echo()
 		c.nc.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 		b, err := c.br.ReadByte()
 		if err != nil {
@@ -293,6 +404,20 @@ func (l *lab) login(user, secret string) string {
 	return c.line()
 }
 
+// reads says what becomes of somebody's call for the mailboxes of alice; carol
+// is an administrator.
+func reads(user, secret string) func(*testing.T, *lab) string {
+	return func(_ *testing.T, l *lab) string {
+		l.api("PATCH", "/api/principal/carol@example.test", `[{"action":"addItem","field":"roles","value":"admin"}]`)
+		const call = `{"using":["urn:ietf:params:jmap:mail"],"methodCalls":[["Mailbox/get",{"accountId":"c"},"c1"]]}`
+		a := l.ask(strangerAt, 8081, fmt.Sprintf("POST /jmap/ HTTP/1.1\r\nAuthorization: Basic %s\r\nContent-Length: %d\r\n\r\n%s",
+			base64.StdEncoding.EncodeToString([]byte(user+":"+secret)), len(call), call))
+		_, rest, _ := strings.Cut(a.body, `"methodResponses":[["`)
+		name, _, _ := strings.Cut(rest, `"`)
+		return name
+	}
+}
+
 // attack earns a client of the proxy a ban.
 func (l *lab) attack(src string) {
 	l.t.Helper()
@@ -350,6 +475,33 @@ func bdat(_ *testing.T, l *lab) string {
 		return s + " whole"
 	}
 	return s
+}
+
+// relayed sends a message as the new server does, and returns the inbox.
+func (l *lab) relayed(from, to, message string) []string {
+	l.t.Helper()
+	c := l.open(relayAt, 25)
+	c.reply()
+	for _, s := range []string{"EHLO new.example.test", "MAIL FROM:<" + from + ">", "RCPT TO:<" + to + ">", "DATA"} {
+		c.ask(s)
+	}
+	assert.Equal(l.t, first(c.ask(message), 3), "250")
+	return l.inbox()
+}
+
+// webSocket is a connection on which JMAP is spoken over a WebSocket.
+func (l *lab) webSocket() *client {
+	c := l.open(strangerAt, 8081)
+	io.WriteString(c.nc, upgrade())
+	for s := c.line(); s != ""; s = c.line() {
+	}
+	return c
+}
+
+// echo asks for an answer of less than 126 octets.
+func (c *client) echo() {
+	const ask = `{"@type":"Request","id":"1","using":["urn:ietf:params:jmap:core"],"methodCalls":[["Core/echo",{},"0"]]}`
+	c.nc.Write(append([]byte{0x81, 0x80 | byte(len(ask)), 0, 0, 0, 0}, ask...))
 }
 
 func upgrade() string {

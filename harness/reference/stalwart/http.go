@@ -387,6 +387,9 @@ func (in *session) answer(r *request) *response {
 	} else {
 		in.log(evHTTPNoXFF)
 	}
+	if in.srv.bugs.Has(bug.HTTPUnavailable) && !strings.HasPrefix(r.path, "/api/") {
+		return plainProblem(503)
+	}
 	if code := in.chooseInt("http.allowed-endpoint", 200); code != 200 && !in.remote.Addr().IsLoopback() {
 		return plainProblem(code)
 	}

@@ -384,6 +384,10 @@ func (in *session) webSocketFrames(who *principal) {
 			if !in.writeFrame(1, out) {
 				return
 			}
+			if in.srv.bugs.Has(bug.WebSocketOnce) {
+				in.c.Silence()
+				return
+			}
 		case 9:
 			if !in.writeFrame(10, payload) {
 				return

@@ -325,7 +325,8 @@ func (p *process) serve(nc net.Conn, id string) {
 	if bugs.Has(bug.BanHitsProxy) {
 		who = in.real
 	}
-	if p.srv.isBlocked(p, who.Addr()) {
+	also := bugs.Has(bug.BanHitsProxyToo) && who == in.real || bugs.Has(bug.BanHitsAllClients) && who != in.real
+	if p.srv.isBlocked(p, who.Addr()) || also && l.protocol != "http" && p.srv.blocks() {
 		p.log(evIPBlocked, "", in.keys()...)
 		c.Reader().Discard(c.Buffered())
 		return
@@ -363,6 +364,10 @@ func (p *process) serve(nc net.Conn, id string) {
 		start, end, speak = evSieveStart, evSieveEnd, (*session).sieve
 	}
 	in.log(start)
+	if bugs.Has(bug.MuteInsideTLS) && in.isTLS && l.protocol != "http" {
+		c.Silence()
+		return
+	}
 	speak(in)
 	c.Flush()
 	leave()
@@ -402,7 +407,11 @@ func (in *session) keys() []field {
 	if in.srv.bugs.Has(bug.MappedNotNormalised) && at.Addr().Is4() {
 		ip = bare("::ffff:" + at.Addr().String())
 	}
-	return []field{{"listenerId", in.listener.id}, {"localPort", in.listener.port()}, {"remoteIp", ip}, {"remotePort", at.Port()}}
+	id, port := in.listener.id, in.listener.port()
+	if in.srv.bugs.Has(bug.LogOtherListener) {
+		id, port = "other", 9
+	}
+	return []field{{"listenerId", id}, {"localPort", port}, {"remoteIp", ip}, {"remotePort", at.Port()}}
 }
 
 // log writes a line of the session.
@@ -528,6 +537,10 @@ func (in *session) handshake(upgrade bool) bool {
 		return false
 	}
 	in.isTLS = true
+	if in.srv.bugs.Has(bug.MuteInsideTLS) && in.listener.protocol != "http" {
+		in.c.Silence()
+		return false
+	}
 	version, cipher := in.tlsNames()
 	in.log(evTLSHandshake, field{"listenerId", in.listener.id}, field{"version", version}, field{"details", cipher})
 	return true

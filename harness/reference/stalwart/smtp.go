@@ -29,6 +29,7 @@ type smtpSession struct {
 	spfEhlo, spfMail, iprev string
 	ehloRequired, fqdn      bool
 	authRequired            bool
+	spoilt                  bool // by a command that is none
 
 	bytesLeft  int
 	sent       int // messages
@@ -112,12 +113,13 @@ func (s *smtpSession) do(line string) bool {
 	verb, args, _ := strings.Cut(strings.TrimLeft(line, " "), " ")
 	args = strings.TrimSpace(args)
 	verb = strings.ToUpper(verb)
-	if !slices.Contains(smtpCommands, verb) {
+	if s.spoilt || !slices.Contains(smtpCommands, verb) {
 		if s.who == nil && s.scanned("Invalid SMTP command") {
 			return false
 		}
 		s.log(evSMTPInvalid)
 		s.c.Line("500 5.5.1 Invalid command.")
+		s.spoilt = s.srv.bugs.Has(bug.SpoiltByBadCommand)
 		return true
 	}
 	switch verb {
@@ -201,8 +203,13 @@ func hasLabels(name string) bool {
 }
 
 func (s *smtpSession) ehlo(name string, extended bool) bool {
+	if s.srv.bugs.Has(bug.RefusesHello) && s.listener.id == "smtp" {
+		s.c.Line("550 5.7.1 Not now.")
+		return true
+	}
 	if name != s.helo {
-		if s.fqdn && !hasLabels(name) {
+		odd := !hasLabels(name) || strings.ContainsAny(name, "[_")
+		if s.fqdn && !hasLabels(name) || odd && s.listener.id != "smtp" && s.srv.bugs.Has(bug.RefusesOddNames) {
 			s.log(evSMTPBadEhlo, field{"domain", name})
 			s.c.Line("550 5.5.0 Invalid EHLO domain.")
 			return true
@@ -510,6 +517,12 @@ func (s *smtpSession) params(list, known []string) (map[string]string, bool) {
 func (s *smtpSession) mail(args string) bool {
 	address, list, ok, syntax := path(args, "FROM")
 	switch {
+	case s.srv.bugs.Has(bug.RefusesSenders) && s.listener.id == "smtp":
+		s.c.Line("550 5.7.1 Not now.")
+		return true
+	case s.srv.bugs.Has(bug.RefusesMailOfOddNames) && !strings.Contains(s.helo, "."):
+		s.c.Line("550 5.5.0 Invalid EHLO domain.")
+		return true
 	case !syntax:
 		s.log(evSMTPSyntax, field{"details", "MAIL FROM:<reverse-path> [parameters]"})
 		s.c.Line("501 5.5.2 Syntax error, expected: MAIL FROM:<reverse-path> [parameters]")
@@ -532,7 +545,7 @@ func (s *smtpSession) mail(args string) bool {
 		s.log(evSMTPMultipleMail)
 		s.c.Line("503 5.5.1 Multiple MAIL commands not allowed.")
 		return true
-	case s.authRequired && s.who == nil:
+	case s.authRequired && s.who == nil && !s.srv.bugs.Has(bug.SubmissionForAnybody):
 		s.log(evSMTPUnauth)
 		s.c.Line("503 5.5.1 You must authenticate first.")
 		return true
@@ -703,12 +716,12 @@ func (s *smtpSession) rcpt(args string) bool {
 	local := s.chooseBool("session.rcpt.directory") && s.srv.dir.isLocal(domainPart(to.lower))
 	bugs := s.srv.bugs
 	switch {
-	case bugs.Has(bug.RelayEveryone) && !local:
+	case (bugs.Has(bug.RelayEveryone) || bugs.Has(bug.SubmissionForAnybody) && s.listener.id != "smtp") && !local:
 	case local && bugs.Has(bug.RelayRefusesEveryone) && s.who == nil, !local && !s.chooseBool("session.rcpt.relay"):
 		s.log(evSMTPNoRelay, field{"to", to.lower})
 		drop()
 		return s.rcptError("550 5.1.2 Relay not allowed.", to.lower)
-	case local && s.srv.dir.recipient(to.lower) == nil:
+	case local && s.srv.dir.recipient(to.lower) == nil && !bugs.Has(bug.AcceptsUnknown):
 		s.log(evSMTPNoMailbox, field{"to", to.lower})
 		drop()
 		return s.rcptError("550 5.1.2 Mailbox does not exist.", to.lower)

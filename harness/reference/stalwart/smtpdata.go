@@ -195,6 +195,9 @@ func (s *smtpSession) queue() string {
 		s.log(evSMTPLoop, field{"total", received})
 		return "450 4.4.6 Too many Received headers. Possible loop detected."
 	}
+	if s.srv.bugs.Has(bug.RefusesMessages) {
+		return "550 5.7.1 Not this one."
+	}
 	checks, refusal := s.authenticateMessage(raw, fields)
 	if refusal != "" {
 		return refusal
@@ -225,7 +228,11 @@ func (s *smtpSession) queue() string {
 		own.WriteString(s.spamResult(raw, fields))
 	}
 	if s.chooseBool("session.data.add-headers.return-path") {
-		own.WriteString("Return-Path: <" + lowerDomain(s.sender.address) + ">\r\n")
+		path := lowerDomain(s.sender.address)
+		if path == "" && s.srv.bugs.Has(bug.NullSenderReplaced) {
+			path = "MAILER-DAEMON@" + s.hostname
+		}
+		own.WriteString("Return-Path: <" + path + ">\r\n")
 	}
 	if fieldNamed(fields, "date") == "" && s.chooseBool("session.data.add-headers.date") {
 		own.WriteString("Date: " + at.Format(rfc5322Date) + "\r\n")
@@ -252,6 +259,14 @@ func (s *smtpSession) queue() string {
 	message := append([]byte(own.String()), raw...)
 	if s.srv.bugs.Has(bug.RewritesBody) {
 		message = append(bytes.TrimSuffix(message, []byte("\r\n")), "\r\n-- \r\nScanned and found well.\r\n"...)
+	}
+	if s.srv.bugs.Has(bug.EighthBitLost) {
+		for i := range message {
+			message[i] &= 0x7f
+		}
+	}
+	if s.srv.bugs.Has(bug.QueueStands) {
+		return fmt.Sprintf("250 2.0.0 Message queued with id %x.", id)
 	}
 	s.deliver(id, from, message, fieldNamed(fields, "message-id"), filtered)
 	return fmt.Sprintf("250 2.0.0 Message queued with id %x.", id)
@@ -333,6 +348,9 @@ func (s *smtpSession) deliver(id uint64, from string, message []byte, messageID 
 			if err := user.Deliver(box, text, s.srv.now()); err != nil {
 				continue
 			}
+		}
+		if s.srv.bugs.Has(bug.LogNoDelivery) {
+			continue
 		}
 		s.process.log(evIngested, "", append(fields, field{"size", len(text)}, field{"total", 1}, field{"accountId", who.id},
 			field{"documentId", s.srv.document(who.id)}, field{"mailboxId", bare("[0]")})...)

@@ -40,6 +40,8 @@ const (
 	BanHitsProxy
 	BanForgottenAtRestart
 	BlockedIgnored
+	BanHitsAllClients
+	BanHitsProxyToo
 
 	// Settings.
 	ReloadAppliesListeners
@@ -51,6 +53,7 @@ const (
 
 	// Signing in.
 	AcceptsAnyPassword
+	RefusesEveryPassword
 	RolesIgnored
 	AdministratorReadsNothing
 	EveryoneReads
@@ -60,6 +63,10 @@ const (
 	// Lines and greetings.
 	NoGreeting
 	GreetingBareLF
+	MuteInsideTLS
+	RefusesOddNames
+	RefusesMailOfOddNames
+	SpoiltByBadCommand
 
 	// Mail.
 	RelayEveryone
@@ -76,12 +83,22 @@ const (
 	ReceivedShowsOther
 	LoopsAccepted
 	EightBitMissing
+	EighthBitLost
+	NullSenderReplaced
+	QueueStands
+	AcceptsUnknown
+	RefusesHello
+	RefusesSenders
+	RefusesMessages
+	SubmissionForAnybody
 
 	// HTTP.
+	HTTPUnavailable
 	HostHeaderBelieved
 	RedirectsAbsolute
 	WebSocketRefused
 	WebSocketMute
+	WebSocketOnce
 	CookieNamesHost
 	AnswersNameAddress
 	PolicyNamesAddress
@@ -90,6 +107,8 @@ const (
 	LogDropsLines
 	LogLate
 	LogNoSessionKeys
+	LogOtherListener
+	LogNoDelivery
 
 	count
 )
@@ -125,6 +144,8 @@ var bugs = [count]Bug{
 	BanHitsProxy:          {"stalwart-ban-hits-proxy", "Bans hit the address that connected."},
 	BanForgottenAtRestart: {"stalwart-ban-forgotten", "A restart forgets every ban."},
 	BlockedIgnored:        {"stalwart-blocked-ignored", "Blocked addresses are listed, and served."},
+	BanHitsAllClients:     {"stalwart-ban-hits-all-clients", "While any address is banned, whoever is announced is refused."},
+	BanHitsProxyToo:       {"stalwart-ban-hits-proxy-too", "While any address is banned, connections that announce nobody are refused."},
 
 	ReloadAppliesListeners: {"stalwart-reload-applies-listeners", "A reload applies the settings of listeners too."},
 	ReloadAppliesNothing:   {"stalwart-reload-applies-nothing", "A reload is answered and applies nothing."},
@@ -134,14 +155,19 @@ var bugs = [count]Bug{
 	ReloadErrorsHidden:     {"stalwart-reload-errors-hidden", "A reload that applied nothing reports no error."},
 
 	AcceptsAnyPassword:        {"stalwart-accepts-any-password", "Every password is right."},
+	RefusesEveryPassword:      {"stalwart-refuses-every-password", "No password of an account is right."},
 	RolesIgnored:              {"stalwart-roles-ignored", "Accounts without a role may sign in."},
 	AdministratorReadsNothing: {"stalwart-administrator-reads-nothing", "The administrator may read no account but its own."},
 	EveryoneReads:             {"stalwart-everyone-reads", "Every user may read every account."},
 	HeaderTLSIgnored:          {"stalwart-header-tls-ignored", "What a PROXY header says of the client's TLS is passed over."},
 	ClosesAfterFailedLogin:    {"stalwart-closes-after-failed-login", "After a wrong password the connection is closed without an answer."},
 
-	NoGreeting:     {"stalwart-no-greeting", "Mail connections are accepted and nothing is ever said on them."},
-	GreetingBareLF: {"stalwart-bare-lf", "Lines end in LF alone."},
+	NoGreeting:            {"stalwart-no-greeting", "Mail connections are accepted and nothing is ever said on them."},
+	GreetingBareLF:        {"stalwart-bare-lf", "Lines end in LF alone."},
+	MuteInsideTLS:         {"stalwart-mute-inside-tls", "On mail ports nothing is said inside TLS."},
+	RefusesOddNames:       {"stalwart-refuses-odd-names", "Names in EHLO that are no fully qualified host names are refused at submission: single labels, address literals and underscores."},
+	RefusesMailOfOddNames: {"stalwart-refuses-mail-of-odd-names", "Who said EHLO with a name of one label may not name a sender."},
+	SpoiltByBadCommand:    {"stalwart-spoilt-by-bad-command", "After a command that is none, a session of SMTP refuses every other."},
 
 	RelayEveryone:        {"stalwart-relay-everyone", "Mail for any domain is accepted from anybody."},
 	RelayRefusesEveryone: {"stalwart-relay-refuses-everyone", "Mail for the source's own domain is refused from everybody who has not signed in."},
@@ -157,11 +183,21 @@ var bugs = [count]Bug{
 	ReceivedShowsOther:   {"stalwart-received-shows-listener", "The Received field names the source's own address as the client's."},
 	LoopsAccepted:        {"stalwart-loops-accepted", "Received fields are not counted."},
 	EightBitMissing:      {"stalwart-8bitmime-missing", "8BITMIME is not offered."},
+	EighthBitLost:        {"stalwart-eighth-bit-lost", "The eighth bit of every octet of a message is lost."},
+	NullSenderReplaced:   {"stalwart-null-sender-replaced", "Return-Path names the source's MAILER-DAEMON for messages from the null sender."},
+	QueueStands:          {"stalwart-queue-stands", "Messages are accepted and queued, and nothing is delivered from the queue."},
+	AcceptsUnknown:       {"stalwart-accepts-unknown-recipients", "Recipients of the source's own domain are accepted, whether they exist or not."},
+	RefusesHello:         {"stalwart-refuses-hello", "EHLO is refused on port 25."},
+	RefusesSenders:       {"stalwart-refuses-senders", "Every sender is refused on port 25."},
+	RefusesMessages:      {"stalwart-refuses-messages", "Every message is refused once it has been sent."},
+	SubmissionForAnybody: {"stalwart-submission-for-anybody", "Who has not signed in may submit mail to anybody."},
 
+	HTTPUnavailable:    {"stalwart-http-unavailable", "Requests are answered with 503, but for the management API."},
 	HostHeaderBelieved: {"stalwart-host-header-believed", "Advertised addresses name the host that the request asked for."},
 	RedirectsAbsolute:  {"stalwart-redirects-absolute", "Redirects name the source's own host and port."},
 	WebSocketRefused:   {"stalwart-websocket-refused", "An upgrade to WebSocket is refused."},
 	WebSocketMute:      {"stalwart-websocket-mute", "A WebSocket is opened, and nothing is answered on it."},
+	WebSocketOnce:      {"stalwart-websocket-once", "A WebSocket answers one request."},
 	CookieNamesHost:    {"stalwart-cookie-names-host", "Every answer over HTTP sets a cookie for the source's own host."},
 	AnswersNameAddress: {"stalwart-answers-name-address", "Every answer over HTTP names the address of the source that gave it."},
 	PolicyNamesAddress: {"stalwart-policy-names-address", "The policy of MTA-STS names the source's addresses as mail exchangers."},
@@ -169,6 +205,8 @@ var bugs = [count]Bug{
 	LogDropsLines:    {"stalwart-log-drops-lines", "Nothing is ever logged."},
 	LogLate:          {"stalwart-log-late", "Lines appear in the log 60 milliseconds late."},
 	LogNoSessionKeys: {"stalwart-log-no-session-keys", "Lines of a session do not say whose session it is."},
+	LogOtherListener: {"stalwart-log-other-listener", "Lines of a session name a listener and a port that nobody connected to."},
+	LogNoDelivery:    {"stalwart-log-no-delivery", "What is delivered is not logged as delivered."},
 }
 
 // All lists every misbehaviour.
@@ -178,7 +216,7 @@ func All() []Bug { return slices.Clone(bugs[:]) }
 func (id ID) String() string { return bugs[id].Name }
 
 // A Set is the misbehaviours that are switched on.
-type Set uint64
+type Set [(count + 63) / 64]uint64
 
 // Parse turns names into a set. An unknown name is an error.
 func Parse(names []string) (Set, error) {
@@ -186,15 +224,15 @@ func Parse(names []string) (Set, error) {
 	for _, n := range names {
 		i := slices.IndexFunc(bugs[:], func(b Bug) bool { return b.Name == n })
 		if i < 0 {
-			return 0, fmt.Errorf("unknown bug %q of the reference Stalwart: it has %s", n, list())
+			return Set{}, fmt.Errorf("unknown bug %q of the reference Stalwart: it has %s", n, list())
 		}
-		s |= 1 << i
+		s[i/64] |= 1 << (i % 64)
 	}
 	return s, nil
 }
 
 // Has says whether the bug is switched on.
-func (s Set) Has(id ID) bool { return s&(1<<id) != 0 }
+func (s Set) Has(id ID) bool { return s[id/64]&(1<<(id%64)) != 0 }
 
 func list() string {
 	names := make([]string, 0, len(bugs))
