@@ -78,8 +78,13 @@ func rehearseStalwart(t *testing.T, defects ...string) *rehearsal {
 	return r
 }
 
-// patient waits as long as a Stalwart does before it refuses a recipient.
-func patient(o *run.Options) { o.Deadlines.Reply, o.Deadlines.Witness = 9*time.Second, 4*time.Second }
+// patient waits as long as a Stalwart does before it refuses a recipient, and
+// as a machine that is busy with other tests.
+func patient(o *run.Options) {
+	d := &o.Deadlines
+	d.Dial, d.Handshake, d.Greeting = 10*time.Second, 20*time.Second, 20*time.Second
+	d.Reply, d.Close, d.Witness = 20*time.Second, 10*time.Second, 8*time.Second
+}
 
 func TestGoodStalwartAtASiteIsReady(t *testing.T) {
 	r := rehearseStalwart(t)
