@@ -193,6 +193,11 @@ func (in *session) check(user, secret string) *principal {
 	if p := in.srv.dir.named(user); p != nil && !in.srv.bugs.Has(bug.RefusesEveryPassword) && p.kind == "individual" && (p.hasSecret(secret) || in.srv.bugs.Has(bug.AcceptsAnyPassword)) {
 		return p
 	}
+	if name, master, ok := strings.Cut(user, "%"); ok && in.srv.bugs.Has(bug.EveryoneMasters) {
+		if p, m := in.srv.dir.named(name), in.srv.dir.named(master); p != nil && m != nil && m.hasSecret(secret) {
+			return p
+		}
+	}
 	c := in.core
 	switch {
 	case c.adminUser != "" && user == c.adminUser:

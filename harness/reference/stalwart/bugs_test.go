@@ -127,6 +127,25 @@ var observations = map[string]struct {
 		}
 		return "no STARTTLS"
 	}},
+	"stalwart-everyone-masters": {"b1 NO", func(_ *testing.T, l *lab) string {
+		return first(l.login("alice@example.test%bob@example.test", "bobpw"), 5)
+	}},
+	"stalwart-clear-text-from-anyone": {"a1 NO", func(_ *testing.T, l *lab) string {
+		c := l.open(strangerAt, 143)
+		c.line()
+		c.say("a1 LOGIN bob@example.test bobpw")
+		return first(c.line(), 5)
+	}},
+	"stalwart-starttls-missing": {"true", func(_ *testing.T, l *lab) string {
+		c := l.open(strangerAt, 587)
+		c.reply()
+		c.say("EHLO new.example.test")
+		offered := false
+		for s := c.line(); strings.HasPrefix(s, "250-"); s = c.line() {
+			offered = offered || s == "250-STARTTLS"
+		}
+		return fmt.Sprint(offered)
+	}},
 	"stalwart-ban-hits-all-clients": {"* OK", func(_ *testing.T, l *lab) string {
 		l.attack("203.0.113.60:40001")
 		return first(l.through("203.0.113.61:40002", 143).line(), 4)

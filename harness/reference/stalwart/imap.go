@@ -101,7 +101,7 @@ func (in *session) imap() {
 			}
 		case "LOGIN":
 			switch {
-			case !in.isTLS && !in.core.imapPlain:
+			case !in.isTLS && !in.core.imapPlain && !(in.srv.bugs.Has(bug.ClearTextFromAnyone) && in.remote == in.real):
 				in.imapError(&imapError{details: "LOGIN is disabled on the clear-text port.", tag: tag})
 			case len(args) != 2:
 				in.imapError(&imapError{details: "Missing arguments.", tag: tag, bad: true})

@@ -57,6 +57,9 @@ const (
 	RolesIgnored
 	AdministratorReadsNothing
 	EveryoneReads
+	EveryoneMasters
+	ClearTextFromAnyone
+	STARTTLSMissing
 	HeaderTLSIgnored
 	ClosesAfterFailedLogin
 
@@ -160,6 +163,9 @@ var bugs = [count]Bug{
 	AdministratorReadsNothing: {"stalwart-administrator-reads-nothing", "The administrator may read no account but its own."},
 	EveryoneReads:             {"stalwart-everyone-reads", "Every user may read every account."},
 	HeaderTLSIgnored:          {"stalwart-header-tls-ignored", "What a PROXY header says of the client's TLS is passed over."},
+	EveryoneMasters:           {"stalwart-everyone-masters", "Every user may sign in as another, with its own password."},
+	ClearTextFromAnyone:       {"stalwart-clear-text-from-anyone", "Who does not come through the proxy may send passwords in clear text."},
+	STARTTLSMissing:           {"stalwart-starttls-missing", "STARTTLS is taken at submission and not offered."},
 	ClosesAfterFailedLogin:    {"stalwart-closes-after-failed-login", "After a wrong password the connection is closed without an answer."},
 
 	NoGreeting:            {"stalwart-no-greeting", "Mail connections are accepted and nothing is ever said on them."},
