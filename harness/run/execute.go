@@ -672,6 +672,9 @@ func (x *execution) send(st *script.Send) error {
 		shown = fmt.Sprintf("[%d octets of %s]", len(actual), name)
 		return x.unsent(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+name)
 	}
+	if err := x.paceSignIn(s, st); err != nil {
+		return err
+	}
 	s.sent, s.sentAt = shown, time.Now()
 	s.carries(st.Text.Refs())
 	s.conv.Sent(actual)
