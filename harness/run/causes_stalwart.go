@@ -497,7 +497,7 @@ func causeStore(o *observations) *result.Diagnosis {
 		Results:         keys(broken),
 		DiscriminatedBy: []string{observed(broken, "the source answered with "+listed(factValues(broken, "reply")))},
 		Alternatives:    []string{"DX-08, a rule about the new server: users could still sign in"},
-		Remedy:          &result.Remedy{Text: "Look at the space left where Stalwart keeps its data (/opt/stalwart/data), or at the database that it uses, and at the errors in its log. Then run again: other findings may follow from this one."},
+		Remedy:          result.Remedy{Text: "Look at the space left where Stalwart keeps its data (/opt/stalwart/data), or at the database that it uses, and at the errors in its log. Then run again: other findings may follow from this one."},
 	}
 }
 
