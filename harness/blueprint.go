@@ -83,7 +83,7 @@ func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error)
 			Domain: fixtures.Domain, Endpoints: SourceEndpoints(s.Kind), Announces: Announces(s.Kind), ServerName: fixtures.SourceHost(i), Addr: SourceAddr(i)}
 		src.Pace = pace(i, s)
 		switch {
-		case kind == "reference":
+		case kind == "reference", s.Elsewhere, s.From == "reference":
 			src.Origin = result.FromReference
 		case strings.HasPrefix(s.From, "exec:"):
 			src.Origin = result.FromExec

@@ -388,7 +388,7 @@ func (x *execution) open(o *script.Open) error {
 	if err != nil {
 		return err
 	}
-	v := x.r.target.Vantages[o.Vantage]
+	v := x.r.target.vantage(x.item.source, o.Vantage)
 	if v == nil || !v.Addr(x.env.family).IsValid() {
 		return &missingVantage{o.Vantage, x.env.family}
 	}

@@ -490,7 +490,7 @@ func (r *runner) up(ctx context.Context, s *Source) bool {
 	ctx, cancel := context.WithTimeout(ctx, r.opts.Deadlines.Dial)
 	defer cancel()
 	for _, name := range Vantages() {
-		v := r.target.Vantages[name]
+		v := r.target.vantage(s, name)
 		if v == nil || up {
 			continue
 		}
@@ -530,7 +530,7 @@ func (r *runner) direct(ctx context.Context, s *Source, endpoint string, prefer 
 		ours = append(ours, Neighbour) // a source may not be reached from everywhere
 	}
 	for _, name := range ours {
-		v := r.target.Vantages[name]
+		v := r.target.vantage(s, name)
 		if v == nil {
 			continue
 		}
