@@ -75,6 +75,36 @@ func interrupt(ctx context.Context, t *testing.T, sig os.Signal, when func(line 
 	return cmd.ProcessState.ExitCode(), cmd.Process.Pid, text.String()
 }
 
+// A reference Stalwart stands beside real servers in one run, with a proxy of
+// its own before it, and is named as what it is wherever its results are.
+func TestAStandInBesideRealServers(t *testing.T) {
+	NeedEngine(t)
+	ctx := within(t, 2*time.Minute)
+	file := filepath.Join(t.TempDir(), "report.json")
+	cmd := exec.CommandContext(ctx, os.Getenv("MAILPROOF_PROGRAM"), "run", "--lab", "docker", "--source", "stalwart@0.15.5=reference", "--source", "dovecot-postfix@trixie",
+		"--select", "client-address.imap", "--select", "proxy.imap", "--select", "relay.delivers-data", "--json", file)
+	said, err := cmd.CombinedOutput()
+	assert.NilError(t, err, "%s", said) // it was asked for
+	first, _, _ := strings.Cut(string(said), "\n")
+	assert.Equal(t, first, "The reference server stands in for stalwart@0.15.5: this is practice, not evidence")
+	var found result.Run
+	b, err := os.ReadFile(file)
+	assert.NilError(t, err)
+	assert.NilError(t, json.Unmarshal(b, &found))
+	assert.Assert(t, cmp.Contains(strings.Join(found.Notices, "\n"), first))
+	origins := map[string]map[result.Origin]int{}
+	for _, r := range found.Results {
+		assert.Equal(t, r.Verdict, result.Pass, "%s: %s", r.Key(), r.Reason)
+		if origins[r.Source] == nil {
+			origins[r.Source] = map[result.Origin]int{}
+		}
+		origins[r.Source][r.Origin]++
+	}
+	n := len(found.Results) / 2
+	assert.DeepEqual(t, origins, map[string]map[result.Origin]int{"stalwart@0.15.5": {result.FromReference: n}, "dovecot-postfix@trixie": {result.FromImage: n}})
+	assert.DeepEqual(t, remaining(ctx, t, cmd.Process.Pid), []string(nil))
+}
+
 // TestASignalInEachPhase interrupts the real command while a lab starts, while
 // scenarios run, and while the lab is being removed: each time the status is
 // 130, every report is there, and nothing is left on the engine.

@@ -140,6 +140,7 @@ type spec struct {
 	labels     map[string]string
 	host       string // its host name
 	caps       []string
+	tmpfs      map[string]string // what is held in memory, with its options
 }
 
 // A file is put into a container before it starts.
@@ -199,7 +200,7 @@ func (e *engine) create(ctx context.Context, s spec) (testcontainers.Container, 
 			c.OpenStdin, c.AttachStdin, c.StdinOnce = s.stdin, s.stdin, s.stdin
 		},
 		HostConfigModifier: func(h *container.HostConfig) {
-			h.CapAdd = s.caps
+			h.CapAdd, h.Tmpfs = s.caps, s.tmpfs
 			h.LogConfig = container.LogConfig{Type: "json-file"}
 			if s.ns != "" {
 				h.NetworkMode = container.NetworkMode("container:" + s.ns)

@@ -158,7 +158,9 @@ func (l *Lab) images(ctx context.Context, o Options) (string, map[string]imaged,
 	defer os.RemoveAll(dir)
 	specs := map[string]harness.SourceSpec{}
 	for _, s := range o.Sources {
-		specs[imageKey(s)] = s
+		if !s.Elsewhere {
+			specs[imageKey(s)] = s
+		}
 	}
 	made := map[string]imaged{}
 	var mu sync.Mutex
@@ -218,6 +220,9 @@ func (l *Lab) containers(ctx context.Context, o Options, agent string, images ma
 	sources := make([]*source, len(o.Sources))
 	failed := make([]error, len(o.Sources))
 	for i, s := range o.Sources {
+		if s.Elsewhere {
+			continue
+		}
 		img := images[imageKey(s)]
 		if img.err != nil {
 			failed[i] = imageFailure(s.Name, img.err)
@@ -239,6 +244,9 @@ func (l *Lab) containers(ctx context.Context, o Options, agent string, images ma
 		l.target.Vantages[h.Vantage] = made[i].client
 	}
 	for i := range sources {
+		if o.Sources[i].Elsewhere {
+			continue
+		}
 		each(func() {
 			if failed[i] == nil && sources[i].stalwart != nil {
 				failed[i] = sources[i].stalwart.settle(ctx)
@@ -281,6 +289,9 @@ func imageFailure(name string, err error) error {
 func (l *Lab) fill(o Options, sources []*source, failed []error) error {
 	var up []*run.Source
 	for i, s := range l.target.Sources {
+		if o.Sources[i].Elsewhere {
+			continue
+		}
 		if failed[i] != nil {
 			var se *StartError
 			if !errors.As(failed[i], &se) {

@@ -12,6 +12,9 @@ import (
 	"github.com/mailproof/mailproof/fixtures"
 )
 
+// OverlayName is what the layer of an overlay is called.
+const OverlayName = "overlay"
+
 // The bounds of an overlay.
 const (
 	maxOverlayFile  = 1 << 20
@@ -33,7 +36,7 @@ const (
 // a name between two @ that the lab does not have, a line that Postfix would
 // not read, keys that are no TOML. Links are followed only to files.
 func ReadOverlay(dir string) (fixtures.Layer, error) {
-	l := fixtures.Layer{Name: "overlay", Files: map[string]string{}}
+	l := fixtures.Layer{Name: OverlayName, Files: map[string]string{}}
 	info, err := os.Stat(dir)
 	if err != nil {
 		return l, fmt.Errorf("overlay: %w", err)

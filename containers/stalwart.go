@@ -34,6 +34,9 @@ const (
 	stalwartBase = "trixie" // the release that a user's program is put into
 	maxStalwart  = 1 << 30
 	restartFor   = 40 * time.Second
+
+	stalwartData     = "/opt/stalwart/data"
+	stalwartDataSize = "128m"
 )
 
 // stalwartImage returns the image that a Stalwart runs in: the one that was
@@ -179,6 +182,9 @@ func (l *Lab) startStalwart(ctx context.Context, i int, s harness.SourceSpec, im
 	src.container, err = l.e.create(ctx, spec{
 		name: name, image: image, entrypoint: []string{"/bin/sh", "/mailproof/start"},
 		joints: joints, files: files, labels: l.labels(), host: fixtures.SourceHost(i),
+		// Its store writes through to the disk with every change. A restart of
+		// the server keeps it: the container goes on.
+		tmpfs: map[string]string{stalwartData: "size=" + stalwartDataSize},
 	})
 	if err != nil {
 		return nil, asStart(s.Name, StageStart, "the container "+name, err)

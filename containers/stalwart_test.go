@@ -1,6 +1,7 @@
 package containers
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/client"
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/assert/cmp"
 
@@ -169,6 +171,88 @@ func TestStalwartRestarts(t *testing.T) {
 	_, err = lab.e.exec(short, "mailproof-source0-stalwart", "/bin/sh", "-c", "kill -KILL $(cat /mailproof/pid)")
 	assert.NilError(t, err)
 	assert.Assert(t, admin.Restart(short) != nil)
+}
+
+// A source whose disk is full is judged: what it cannot do any more fails, in
+// its own words, and nothing hangs. With room again it is as before.
+func TestAStalwartWhoseDiskIsFull(t *testing.T) {
+	path := realStalwart(t)
+	ctx := within(t, 4*time.Minute)
+	lab := startLab(ctx, t, Options{Sources: []harness.SourceSpec{stalwartSpec("stalwart", fixtures.Instrumented, "exec:"+path)}})
+	src := lab.Target().Sources[0]
+	judge := func() map[result.Verdict]int {
+		found, err := harness.Run(ctx, lab.Target(), harness.Select("relay.delivers-data", "client-address.imap"))
+		assert.NilError(t, err)
+		verdicts := map[result.Verdict]int{}
+		if len(found.Diagnoses) > 0 {
+			assert.Equal(t, found.Diagnoses[0].Code, "MP-STORE")
+		}
+		for _, r := range found.Results {
+			verdicts[r.Verdict]++
+			t.Logf("%s: %s %s %+v", r.Key(), r.Verdict, r.Reason, r.Findings)
+			assert.Assert(t, r.Verdict != result.Error, "%s: %s", r.Key(), r.Reason)
+		}
+		return verdicts
+	}
+	before := judge()
+	assert.Assert(t, before[result.Pass] > 2 && len(before) == 1, "%v", before)
+	shell := func(command string) {
+		_, err := lab.e.exec(ctx, "mailproof-source0-stalwart", "/bin/sh", "-c", command)
+		assert.NilError(t, err)
+	}
+	shell("dd if=/dev/zero of=" + stalwartData + "/fill bs=64k 2>/dev/null; ! dd if=/dev/zero of=" + stalwartData + "/more bs=64k count=1 2>/dev/null")
+	// What the store has to spare is used up as well.
+	large := strings.Repeat("x", 256<<10)
+	var refused error
+	for n := 0; refused == nil && n < 128; n++ {
+		refused = src.Admin.Insert(ctx, []run.Setting{{Name: fmt.Sprintf("mailproof.fill.%d", n), Value: large}})
+	}
+	assert.Assert(t, refused != nil, "settings are stored on a disk without room")
+	t.Logf("a setting on a full disk: %.200v", refused)
+	full := judge()
+	assert.Assert(t, full[result.Fail] > 0, "%v", full)
+	shell("rm -f " + stalwartData + "/fill " + stalwartData + "/more")
+	after := judge()
+	assert.Equal(t, after[result.Pass], before[result.Pass], "%v", after)
+}
+
+// An image in the published layout, with a volume and an entry point of its
+// own, is run as the program itself is, and leaves no volume behind.
+func TestAStalwartFromAnImage(t *testing.T) {
+	path := realStalwart(t)
+	ctx := within(t, 4*time.Minute)
+	e, err := openEngine(ctx)
+	assert.NilError(t, err)
+	defer e.close()
+	base, err := e.stalwartFromProgram(ctx, path, func(string) {})
+	assert.NilError(t, err)
+	const ref = "mailproof/stalwart:published-layout"
+	recipe := "FROM " + base + "\nWORKDIR /opt/stalwart\nVOLUME [ \"/opt/stalwart\" ]\nEXPOSE 443 25 110 587 465 143 993 995 4190 8080\n" +
+		"CMD [\"/usr/local/bin/stalwart\"]\nENTRYPOINT [\"/bin/sh\", \"-c\", \"exec /usr/local/bin/stalwart --config /opt/stalwart/etc/config.toml\"]\n"
+	b, err := e.cli.ImageBuild(ctx, bytes.NewReader(tarOf([]file{{"Dockerfile", 0o644, []byte(recipe)}})),
+		client.ImageBuildOptions{Tags: []string{ref}, Remove: true, ForceRemove: true, Labels: map[string]string{labelImage: "test"}})
+	assert.NilError(t, err)
+	words, err := buildOutput(b.Body)
+	b.Body.Close()
+	assert.NilError(t, err, words)
+	defer e.cli.ImageRemove(context.WithoutCancel(ctx), ref, client.ImageRemoveOptions{})
+	specs := []harness.SourceSpec{stalwartSpec("stalwart", fixtures.Instrumented, "image:"+ref)}
+	before, err := e.cli.VolumeList(ctx, client.VolumeListOptions{})
+	assert.NilError(t, err)
+	lab := startLab(ctx, t, Options{Sources: specs, Proxy: ReferenceProxy(specs)})
+	for _, f := range lab.Failures() {
+		t.Fatal(f)
+	}
+	found, err := harness.Run(ctx, lab.Target(), harness.Select("lifecycle.settings", "client-address.imap", "relay.delivers-data"))
+	assert.NilError(t, err)
+	for _, r := range found.Results {
+		assert.Equal(t, r.Verdict, result.Pass, "%s: %s %+v", r.Key(), r.Reason, r.Findings)
+		assert.Equal(t, r.Origin, result.FromImage)
+	}
+	assert.NilError(t, lab.Close(ctx))
+	after, err := e.cli.VolumeList(ctx, client.VolumeListOptions{})
+	assert.NilError(t, err)
+	assert.Equal(t, len(after.Items), len(before.Items))
 }
 
 // Which Stalwart it is stands in its log; one of another series is refused with

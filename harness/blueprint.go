@@ -83,7 +83,7 @@ func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error)
 			Domain: fixtures.Domain, Endpoints: SourceEndpoints(s.Kind), Announces: Announces(s.Kind), ServerName: fixtures.SourceHost(i), Addr: SourceAddr(i)}
 		src.Pace = pace(i, s)
 		switch {
-		case kind == "reference":
+		case kind == "reference", s.Elsewhere, s.From == "reference":
 			src.Origin = result.FromReference
 		case strings.HasPrefix(s.From, "exec:"):
 			src.Origin = result.FromExec
@@ -98,7 +98,8 @@ func Blueprint(kind string, specs []SourceSpec, withProxy bool) (*Target, error)
 }
 
 // pace is the least time between two connections that a source bears from one
-// address. Stalwart takes five a second as shipped, and closes the others.
+// address. Stalwart takes five in every second as shipped, and closes the
+// others: four leave, so that one which is late does not make a sixth.
 func pace(i int, s SourceSpec) time.Duration {
 	if s.Kind != fixtures.Stalwart {
 		return 0
@@ -112,7 +113,7 @@ func pace(i int, s SourceSpec) time.Duration {
 		}
 	}
 	if limited {
-		return 330 * time.Millisecond
+		return 280 * time.Millisecond
 	}
 	return 0
 }

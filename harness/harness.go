@@ -37,10 +37,14 @@ type SourceSpec struct {
 	Kind    string // "dovecot-postfix", "stalwart"
 	Version string // "bookworm", "trixie"; "0.15.5"
 	// From says where a docker lab takes the server from: "image:REF", or
-	// "exec:PATH" for a program of the user's own, put into a Debian base. Empty
-	// is the lab's own choice.
+	// "exec:PATH" for a program of the user's own, put into a Debian base, or
+	// "reference" for the reference server in a lab beside it. Empty is the lab's
+	// own choice.
 	From    string
 	Profile string // "instrumented" or "as-shipped"
+	// Elsewhere says that the source stands in another lab: its addresses are
+	// kept free for it in this one, and nothing is started.
+	Elsewhere bool
 	// Layers are laid over the profile and the guide's recipe, in order.
 	Layers []fixtures.Layer
 	// Bare leaves the guide's recipe out.

@@ -74,6 +74,23 @@ type Reference struct {
 	err     error
 }
 
+// StandIn puts the sources of a reference lab into a target among its own, in
+// the order in which they were named: each is reached from the vantages of its
+// own lab, which have the same addresses, and through its own proxy.
+func StandIn(t *Target, specs []SourceSpec, ref *Reference) {
+	from := ref.Target()
+	all := append(slices.Clone(t.Sources), from.Sources...)
+	for _, s := range from.Sources {
+		s.Vantages, s.ProxyRoots = from.Vantages, from.Proxy.Roots
+	}
+	place := func(s *run.Source) int {
+		return slices.IndexFunc(specs, func(spec SourceSpec) bool { return spec.Name == s.Name })
+	}
+	slices.SortStableFunc(all, func(a, b *run.Source) int { return place(a) - place(b) })
+	t.Sources = all
+	t.Problems = append(t.Problems, from.Problems...)
+}
+
 // StartReference starts the reference lab. A source that does not start is a
 // problem of its target, in the words of the server that it plays; the others
 // start. It needs no socket, no privilege and no container engine.
@@ -119,6 +136,9 @@ func StartReference(ctx context.Context, specs []SourceSpec, withProxy bool) (*R
 	mapping := make(map[string]string)
 	var up []*run.Source
 	for i, spec := range specs {
+		if spec.Elsewhere {
+			continue
+		}
 		src := t.Sources[i]
 		if spec.Kind == fixtures.Stalwart {
 			pool := NewAccountPoolOf(i, StalwartPool)

@@ -36,6 +36,11 @@ func (c *proveCmd) Run(ctx context.Context, con *console) error {
 	if err != nil {
 		return err
 	}
+	for _, s := range specs {
+		if s.From == "reference" {
+			return usagef("--source %s=reference: reference servers are proved with --lab reference", s.Name)
+		}
+	}
 	for _, d := range c.Defect {
 		if _, ok := harness.BugNamed(d); ok {
 			continue

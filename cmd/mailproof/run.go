@@ -152,8 +152,9 @@ func (c *runCmd) Run(ctx context.Context, con *console) error {
 	if err != nil {
 		return err
 	}
-	if !c.Keep {
-		chosen = c.standIn(ctx, chosen, specs)
+	chosen = c.standIn(ctx, chosen, specs)
+	if chosen.lab == "reference" && c.Keep {
+		return usagef("--keep: no real Stalwart is to be had, and the reference lab has nothing to keep")
 	}
 	// A selection that names nothing, and a plan that was not approved, are
 	// told before anything is started.
@@ -200,7 +201,7 @@ func (c *runCmd) Run(ctx context.Context, con *console) error {
 			found.Exit = result.ExitUnjudged
 		}
 	}
-	if chosen.byUs && chosen.lab == "reference" && found.Exit == result.ExitOK {
+	if chosen.unasked() && found.Exit == result.ExitOK {
 		found.Exit = result.ExitUnjudged
 	}
 	return c.finish(ctx, con, show, found)

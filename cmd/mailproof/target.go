@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mailproof/mailproof/containers"
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness"
 	"github.com/mailproof/mailproof/harness/result"
@@ -122,8 +123,10 @@ func sourceFrom(word, kind, origin string, has bool, lab string) (string, error)
 			}
 		}
 		return origin, nil
+	case origin == "reference" && kind == fixtures.Stalwart:
+		return origin, nil
 	case kind == fixtures.Stalwart:
-		return "", usagef("--source %s: %q cannot be used: a source of kind %s is =exec:PATH or =image:REF in the docker lab", word, origin, kind)
+		return "", usagef("--source %s: %q cannot be used: a source of kind %s is =exec:PATH, =image:REF or =reference in the docker lab", word, origin, kind)
 	}
 	return "", usagef("--source %s: %q cannot be used: sources of kind %s are built by the docker lab, or stand as =reference in --lab reference", word, origin, kind)
 }
@@ -176,9 +179,13 @@ func layDefect(specs []harness.SourceSpec, word, lab string) error {
 
 // chosen is the lab that the flags name, or that this machine has.
 type chosen struct {
-	lab     string
-	byUs    bool // nobody named a lab
-	notices []string
+	lab  string
+	byUs bool // nobody named a lab
+	// standIns are the sources that the reference server plays beside real ones.
+	// stands says that it plays any, and asked that somebody wanted that of each.
+	standIns      []string
+	stands, asked bool
+	notices       []string
 }
 
 func (f targetFlags) choose(ctx context.Context) chosen {
@@ -192,24 +199,51 @@ func (f targetFlags) choose(ctx context.Context) chosen {
 	return chosen{lab: "docker", byUs: true}
 }
 
-// standIn puts the reference lab in place of the docker lab where all that it
-// was to hold are Stalwarts, and none is to be had. It is never silent, and the
-// run does not end as if it had judged real servers.
+// standIn lets reference servers play the Stalwarts that are not to be had: in
+// the reference lab where nothing else was named, otherwise in one beside the
+// docker lab. It is never silent, and unless it was asked for the run does not
+// end as if it had judged real servers. A source with an operator's own lines
+// over it is played by nobody.
 func (f targetFlags) standIn(ctx context.Context, c chosen, specs []harness.SourceSpec) chosen {
-	if c.lab != "docker" || len(f.Overlay) > 0 {
+	if c.lab != "docker" {
 		return c
 	}
+	c.asked = true
+	var why error
 	for _, s := range specs {
-		if s.Kind != fixtures.Stalwart || s.From != "" {
-			return c
+		switch {
+		case s.Kind != fixtures.Stalwart || s.From != "" && s.From != "reference":
+			continue
+		case s.From == "" && slices.ContainsFunc(s.Layers, func(l fixtures.Layer) bool { return l.Name == containers.OverlayName }):
+			continue
+		case s.From == "":
+			err := stalwartThere(ctx, s)
+			if err == nil {
+				continue
+			}
+			why, c.asked = err, false
 		}
+		c.standIns = append(c.standIns, s.Name)
 	}
-	err := stalwartThere(ctx, specs[0])
-	if err == nil {
+	if len(c.standIns) == 0 {
 		return c
 	}
-	return chosen{lab: "reference", byUs: true, notices: append(c.notices,
-		"No real Stalwart is to be had, so the reference server stands in: this is practice, not evidence ("+err.Error()+")")}
+	notice := "The reference server stands in for " + strings.Join(c.standIns, " and ") + ": this is practice, not evidence"
+	if why != nil {
+		notice = "No real Stalwart is to be had, so the reference server stands in for " + strings.Join(c.standIns, " and ") + ": this is practice, not evidence (" + why.Error() + ")"
+	}
+	c.stands = true
+	c.notices = append(c.notices, notice)
+	if len(c.standIns) == len(specs) {
+		c.lab, c.standIns = "reference", nil
+	}
+	return c
+}
+
+// unasked says whether reference servers are judged in place of real ones and
+// nobody asked for it.
+func (c chosen) unasked() bool {
+	return !c.asked && (c.byUs && c.lab == "reference" || c.stands)
 }
 
 // start starts the lab, or says why it cannot be started.
@@ -229,7 +263,25 @@ func (f targetFlags) start(ctx context.Context, c chosen, keep bool, progress fu
 		lab.Target().Notices = append(lab.Target().Notices, c.notices...)
 		return lab.Target(), lab.Close, nil
 	}
-	return startDocker(ctx, specs, keep, progress)
+	if len(c.standIns) == 0 {
+		return startDocker(ctx, specs, keep, progress)
+	}
+	there, here := slices.Clone(specs), slices.Clone(specs)
+	for i, s := range specs {
+		played := slices.Contains(c.standIns, s.Name)
+		there[i].Elsewhere, here[i].Elsewhere = played, !played
+	}
+	target, end, err := startDocker(ctx, there, keep, progress)
+	if err != nil {
+		return nil, nil, err
+	}
+	lab, err := harness.StartReference(ctx, here, true)
+	if err != nil {
+		return nil, nil, errors.Join(err, end(context.WithoutCancel(ctx)))
+	}
+	harness.StandIn(target, specs, lab)
+	target.Notices = append(target.Notices, c.notices...)
+	return target, func(ctx context.Context) error { return errors.Join(lab.Close(ctx), end(ctx)) }, nil
 }
 
 // runOptions turns the flags that plan and run share into options.

@@ -16,6 +16,7 @@ const sw = "stalwart"
 // fails as well.
 func stalwartTrust() []cause {
 	return []cause{
+		{"MP-STORE", sw, causeStore},
 		{"DX-06", sw, causePort25Trusted},
 		{"DX-04", sw, causeBlocked},
 		{"DX-27", sw, causeNetworksTooWide},
@@ -480,6 +481,23 @@ func causeAdministrator(o *observations) *result.Diagnosis {
 		DiscriminatedBy: []string{observed(refused, "the administrator and users alike were answered with "+listed(factValues(refused, "reply"))), "http.allowed-endpoint is " + strings.Join(o.below("http.allowed-endpoint"), ", ")},
 		Alternatives:    []string{"DX-01, the proxy is not trusted: nothing would be served there"},
 		Remedy:          keyRemedy("Let JMAP and WebDAV be reached, at least until the accounts are moved.", o.keyChange("http.allowed-endpoint", "[]", "without the setting everything is reached")),
+	}
+}
+
+// causeStore is about a server whose store takes nothing any more: whatever
+// else fails follows from that, or cannot be told.
+func causeStore(o *observations) *result.Diagnosis {
+	broken := o.find(query{any: []string{"~[CONTACTADMIN]", "~Unable to accept message at this time"}})
+	if len(broken) == 0 {
+		return nil
+	}
+	return &result.Diagnosis{
+		Title:           "the source cannot write to its store",
+		Means:           "Stalwart's store refuses what is written: its disk is full, or its database is away. Sign-ins and mail fail in turn, whoever asks.",
+		Results:         keys(broken),
+		DiscriminatedBy: []string{observed(broken, "the source answered with "+listed(factValues(broken, "reply")))},
+		Alternatives:    []string{"DX-08, a rule about the new server: users could still sign in"},
+		Remedy:          result.Remedy{Text: "Look at the space left where Stalwart keeps its data (/opt/stalwart/data), or at the database that it uses, and at the errors in its log. Then run again: other findings may follow from this one."},
 	}
 }
 

@@ -61,6 +61,7 @@ func Codes() []Code {
 		{"MP-8BIT", "signatures of relayed mail break", "8BITMIME is not offered", "EHLO does not list it"},
 		{"MP-CHUNKING", "none", "CHUNKING is not offered", "EHLO does not list it"},
 		{"MP-CLEARTEXT", "passwords can be sent without TLS", "disable_plaintext_auth or auth_allow_cleartext allows it, or imap.auth.allow-plain-text or session.auth.mechanisms of a Stalwart", "LOGINDISABLED is missing for everybody, and announced addresses are not believed"},
+		{"MP-STORE", "sign-ins and mail fail, now and then or always", "a Stalwart's disk is full, or its database is away", "the source itself says that it cannot, to users and to the new server"},
 		{"MP-ADMINISTRATOR", "the migration tool finds nothing to move", "http.allowed-endpoint hides JMAP or WebDAV", "owners are refused there as well"},
 	}
 }

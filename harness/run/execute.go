@@ -388,7 +388,7 @@ func (x *execution) open(o *script.Open) error {
 	if err != nil {
 		return err
 	}
-	v := x.r.target.Vantages[o.Vantage]
+	v := x.r.target.vantage(x.item.source, o.Vantage)
 	if v == nil || !v.Addr(x.env.family).IsValid() {
 		return &missingVantage{o.Vantage, x.env.family}
 	}
@@ -671,6 +671,9 @@ func (x *execution) send(st *script.Send) error {
 		}
 		shown = fmt.Sprintf("[%d octets of %s]", len(actual), name)
 		return x.unsent(st.Pos, s, s.conn.Send(shown, []byte(actual)), "to send "+name)
+	}
+	if err := x.paceSignIn(s, st); err != nil {
+		return err
 	}
 	s.sent, s.sentAt = shown, time.Now()
 	s.carries(st.Text.Refs())

@@ -76,7 +76,7 @@ func (r *runner) detour(s *Source, endpoint string) (Endpoint, bool) {
 // ownTLS is the TLS configuration of what [runner.direct] dials.
 func (r *runner) ownTLS(s *Source, endpoint string) *tls.Config {
 	if _, ok := r.detour(s, endpoint); ok {
-		return r.target.proxyTLS()
+		return r.target.proxyTLS(s)
 	}
 	return r.target.sourceTLS(s)
 }

@@ -3,6 +3,7 @@ package run
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,18 +42,36 @@ func (p *sourcePacer) wait(ctx context.Context, key string, every time.Duration)
 	}
 }
 
-// pace waits for a connection's turn, where the source counts connections.
+// pace waits for a connection's turn, where the source counts connections. The
+// proxy makes its own once the client has signed in: see [execution.paceSignIn].
 func (x *execution) pace(o *script.Open, ep Endpoint, v Vantage) error {
-	src := x.item.source
-	if src.Pace <= 0 || ep.Protocol != "smtp" || slices.Contains(x.item.scenario.Hazards, "flood") {
+	if !x.paced(ep) || o.Target == "proxy" {
 		return nil
 	}
 	// The source counts whom it takes for the client.
 	who := v.Addr(x.env.family).String()
-	switch {
-	case o.Target == "proxy":
-	case !o.For.Empty() && src.AnnouncedOn(ep.Name) == ByPROXY && ep.Name != "smtp":
+	if !o.For.Empty() && x.item.source.AnnouncedOn(ep.Name) == ByPROXY && ep.Name != "smtp" {
 		who, _, _ = o.For.Expand(x.env)
 	}
-	return x.r.pacer.wait(x.ctx, src.Name+" "+who, src.Pace)
+	return x.r.pacer.wait(x.ctx, x.item.source.Name+" "+who, x.item.source.Pace)
+}
+
+// paceSignIn waits for the turn of the connection that the proxy makes when
+// these credentials reach it.
+func (x *execution) paceSignIn(s *session, st *script.Send) error {
+	if !x.paced(s.endpoint) || s.open.Target != "proxy" {
+		return nil
+	}
+	for _, ref := range st.Text.Refs() {
+		if strings.HasPrefix(ref.Name, "sasl.") && ref.Name != "sasl.user" {
+			who := x.r.target.Vantages[s.open.Vantage].Addr(x.env.family).String()
+			return x.r.pacer.wait(x.ctx, x.item.source.Name+" "+who, x.item.source.Pace)
+		}
+	}
+	return nil
+}
+
+// paced says whether connections to an endpoint keep to the source's pace.
+func (x *execution) paced(ep Endpoint) bool {
+	return x.item.source.Pace > 0 && ep.Protocol == "smtp" && !slices.Contains(x.item.scenario.Hazards, "flood")
 }

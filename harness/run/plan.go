@@ -384,7 +384,7 @@ func (it *item) where(t *Target, o *script.Open) (Endpoint, netip.Addr, *tls.Con
 		if !ok || !addr.IsValid() {
 			return Endpoint{}, netip.Addr{}, nil, &openClaim{reason: fmt.Sprintf("the proxy has no endpoint %s in %s", name, f)}
 		}
-		return ep, addr, t.proxyTLS(), nil
+		return ep, addr, t.proxyTLS(it.source), nil
 	}
 	ep, ok := it.source.Endpoint(name)
 	if !ok {

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/mailproof/mailproof/harness/result"
-	"github.com/mailproof/mailproof/harness/script"
 	"github.com/mailproof/mailproof/harness/witness"
 )
 
@@ -200,8 +199,8 @@ func (r *runner) all(ctx context.Context) []result.Result {
 				return -1
 			}
 			return 1
-		case (ia.scenario.Isolation == script.Alone) != (ib.scenario.Isolation == script.Alone):
-			if ib.scenario.Isolation == script.Alone {
+		case ia.alone() != ib.alone():
+			if ib.alone() {
 				return -1
 			}
 			return 1
@@ -298,6 +297,9 @@ func (r *runner) repeat(ctx context.Context, it *item) result.Result {
 	return final
 }
 
+// alone says whether nothing else may run against the item's source meanwhile.
+func (it *item) alone() bool { return it.scenario.IsAlone(it.source.Kind) }
+
 // worse orders verdicts by how much they say against a claim.
 func worse(a, b result.Verdict) bool {
 	rank := map[result.Verdict]int{result.Fail: 4, result.Error: 3, result.Inconclusive: 2, result.Unsupported: 1, result.Pass: 0}
@@ -314,7 +316,7 @@ func (r *runner) isolated(ctx context.Context, it *item, tries *[]result.Verdict
 		return res
 	}
 	mu := r.alone[it.source]
-	if it.scenario.Isolation == script.Alone {
+	if it.alone() {
 		mu.Lock()
 		defer mu.Unlock()
 	} else {
@@ -488,7 +490,7 @@ func (r *runner) up(ctx context.Context, s *Source) bool {
 	ctx, cancel := context.WithTimeout(ctx, r.opts.Deadlines.Dial)
 	defer cancel()
 	for _, name := range Vantages() {
-		v := r.target.Vantages[name]
+		v := r.target.vantage(s, name)
 		if v == nil || up {
 			continue
 		}
@@ -528,7 +530,7 @@ func (r *runner) direct(ctx context.Context, s *Source, endpoint string, prefer 
 		ours = append(ours, Neighbour) // a source may not be reached from everywhere
 	}
 	for _, name := range ours {
-		v := r.target.Vantages[name]
+		v := r.target.vantage(s, name)
 		if v == nil {
 			continue
 		}

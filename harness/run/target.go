@@ -154,6 +154,11 @@ type Source struct {
 	// holds against the same address; 0 where it counts none. Scenarios with
 	// the hazard "flood" do not keep to it.
 	Pace time.Duration
+	// Vantages, where they are set, take the place of the target's: the source
+	// stands in another lab, at the same addresses. ProxyRoots are then those
+	// of the proxy before it.
+	Vantages   map[string]Vantage
+	ProxyRoots *x509.CertPool
 	// Admin changes its settings while it runs; nil where nobody may.
 	Admin Admin
 }
@@ -187,6 +192,14 @@ type Account struct {
 	Password string
 	// Shared says that somebody else signs in to it as well: its name joins no record.
 	Shared bool
+}
+
+// vantage is a place that a source is reached from; nil where there is none.
+func (t *Target) vantage(s *Source, name string) Vantage {
+	if s.Vantages != nil {
+		return s.Vantages[name]
+	}
+	return t.Vantages[name]
 }
 
 // Endpoint returns the source's endpoint of that name.

@@ -37,8 +37,11 @@ func (t *Target) sourceTLS(s *Source) *tls.Config {
 	return verified(t.clientTLS(s.Roots, s.ServerName), s.Verify)
 }
 
-// proxyTLS is how the proxy's endpoints are spoken to.
-func (t *Target) proxyTLS() *tls.Config {
+// proxyTLS is how the endpoints of the proxy before a source are spoken to.
+func (t *Target) proxyTLS(s *Source) *tls.Config {
+	if s.Vantages != nil {
+		return t.clientTLS(s.ProxyRoots, t.Proxy.ServerName)
+	}
 	return verified(t.clientTLS(t.Proxy.Roots, t.Proxy.ServerName), t.Proxy.Verify)
 }
 

@@ -98,7 +98,7 @@ func (a *Act) ofOneAddress() bool {
 func (c *checker) checkAct(a *Act) {
 	c.templ(a.Pos, a.Name, false)
 	c.templ(a.Pos, a.Value, true) // what is stored may be a password
-	if c.s.Isolation != Alone && !a.ofOneAddress() {
+	if (c.s.Isolation != Alone || c.s.AloneAt != "") && !a.ofOneAddress() {
 		c.add(a.Pos, 0, `add "isolation: alone" to the header`, "%s disturbs what runs beside it", a)
 	}
 	if a.Verb == "restart" && !contains(c.s.Hazards, "restart") {

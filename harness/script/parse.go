@@ -226,6 +226,10 @@ func (p *parser) headerField(h *Header, key, value string, line int) {
 	case "level":
 		h.Level = result.Level(one(levels, "level"))
 	case "isolation":
+		if at, ok := strings.CutPrefix(value, string(Alone)+"@"); ok && contains(kinds, at) {
+			h.Isolation, h.AloneAt = Alone, at
+			return
+		}
 		h.Isolation = Isolation(one(isolations, "isolation"))
 	case "requirements":
 		for _, w := range words {

@@ -43,6 +43,15 @@ func TestParseAcceptsTheSmallestScenario(t *testing.T) {
 	assert.Equal(t, len(s.Assertions()), 1)
 }
 
+// A scenario may want to be alone at one kind of source.
+func TestAloneAtAKind(t *testing.T) {
+	for value, at := range map[string][2]bool{"account": {false, false}, "alone": {true, true}, "alone@dovecot-postfix": {true, false}} {
+		s, err := script.Parse("s.txtar", []byte(header[:len(header)-1]+"isolation: "+value+"\n\n"+body), nil)
+		assert.NilError(t, err)
+		assert.Equal(t, [2]bool{s.IsAlone("dovecot-postfix"), s.IsAlone("stalwart")}, at, value)
+	}
+}
+
 // Every fault names file, line and column, and says what would be right.
 func TestParseNamesWhatIsWrong(t *testing.T) {
 	for name, tc := range map[string]struct{ text, want string }{
@@ -59,6 +68,7 @@ func TestParseNamesWhatIsWrong(t *testing.T) {
 		"family":               {header[:len(header)-1] + "families: ip5\n\n" + body, `"ip5" is no address family`},
 		"hazard":               {header[:len(header)-1] + "hazards: fire\n\n" + body, `"fire" is no hazard`},
 		"isolation":            {header[:len(header)-1] + "isolation: none\n\n" + body, `"none" is no isolation`},
+		"isolation at":         {header[:len(header)-1] + "isolation: alone@postfix\n\n" + body, `"alone@postfix" is no isolation`},
 		"level":                {header[:len(header)-1] + "level: perhaps\n\n" + body, `"perhaps" is no level`},
 		"no steps":             {header, "the scenario has no steps"},
 		"step before phase":    {header + "open A imap source from proxy\n" + "A must <- * OK {}\n", `steps stand before the first phase`},

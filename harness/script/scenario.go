@@ -31,6 +31,7 @@ type Header struct {
 	Over         []string     // endpoints that the scenario runs over, one facet each
 	Families     []string     // ip4, ip6
 	Isolation    Isolation
+	AloneAt      string   // the kind of source that it must be alone at; "" for every kind
 	Witness      []string // log, message, capability, effect
 	Hazards      []string // ban, flood, loop, restart
 	Lines        map[string]int
@@ -56,6 +57,12 @@ const (
 	OwnAccount Isolation = "account"
 	Alone      Isolation = "alone"
 )
+
+// IsAlone says whether nothing else may run against a source of a kind while
+// the scenario does.
+func (s *Scenario) IsAlone(kind string) bool {
+	return s.Isolation == Alone && (s.AloneAt == "" || s.AloneAt == kind)
+}
 
 // A Phase is a titled group of steps.
 type Phase struct {

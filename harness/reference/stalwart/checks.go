@@ -26,12 +26,7 @@ type Zone struct {
 	MX   map[string][]string // host names
 	Addr map[string][]netip.Addr
 	PTR  map[string][]string // by the name that an address's records stand under
-	// Broken are names about which nobody answers.
-	Broken []string
 }
-
-// fails says whether nobody answers about a name.
-func (z *Zone) fails(n string) bool { return z != nil && slices.Contains(z.Broken, z.name(n)) }
 
 // AddHosts adds what lines of /etc/hosts say of names.
 func (z *Zone) AddHosts(text string) error {
@@ -162,9 +157,6 @@ func (z *Zone) spf(ip netip.Addr, domain, _, _ string) *spfOutput {
 }
 
 func (z *Zone) checkHost(ip netip.Addr, domain string, lookups *int) string {
-	if z.fails(domain) {
-		return "temperror"
-	}
 	var records []string
 	for _, t := range z.txt(domain) {
 		if t == "v=spf1" || strings.HasPrefix(t, "v=spf1 ") {
@@ -235,8 +227,6 @@ func (z *Zone) checkHost(ip netip.Addr, domain string, lookups *int) string {
 					match = true
 				case "none", "permerror":
 					return "permerror"
-				case "temperror":
-					return "temperror"
 				}
 			}
 		default:
@@ -334,8 +324,12 @@ func (s *smtpSession) authenticateMessage(raw []byte, fields []headerField) (res
 	result, shown := "none", "none"
 	if policy != "" {
 		shown = policy
-		if result = "fail (policy not aligned)"; pass {
+		// What passed nothing is aligned with nothing, and fails nothing.
+		switch {
+		case pass:
 			result = "pass"
+		case s.mailSPF.result == "pass", slices.ContainsFunc(signatures, func(d dkimOutput) bool { return d.result == "pass" }):
+			result = "fail (policy not aligned)"
 		}
 	}
 	fmt.Fprintf(&b, ";\r\n\tdmarc=%s header.from=%s policy.dmarc=%s", result, from, shown)

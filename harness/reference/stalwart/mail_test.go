@@ -310,7 +310,7 @@ func TestSenderChecks(t *testing.T) {
 	assert.Assert(t, cmp.Contains(send("u@strict.example", "u@strict.example"), "250 2.0.0"))
 	for _, want := range []string{
 		"spf=fail (old.internal.test: domain of u@strict.example does not designate 172.30.2.1 as permitted sender) smtp.mailfrom=u@strict.example",
-		"iprev=pass policy.iprev=172.30.2.1", "dmarc=fail (policy not aligned) header.from=strict.example policy.dmarc=reject",
+		"iprev=pass policy.iprev=172.30.2.1", "dmarc=none header.from=strict.example policy.dmarc=reject",
 		"Received-SPF: fail (", "Received: from new.example.test (new.example.test [172.30.2.1])",
 	} {
 		assert.Assert(t, cmp.Contains(last(), want))
@@ -319,6 +319,8 @@ func TestSenderChecks(t *testing.T) {
 	l.log.await(t, "INFO DMARC check failed (smtp.dmarc-fail)", `domain = "strict.example", policy = "reject"`)
 	assert.Assert(t, cmp.Contains(send("u@good.example", "u@sub.good.example"), "250 2.0.0"))
 	assert.Assert(t, cmp.Contains(last(), "dmarc=pass header.from=sub.good.example policy.dmarc=reject"))
+	assert.Assert(t, cmp.Contains(send("u@good.example", "u@strict.example"), "250 2.0.0"))
+	assert.Assert(t, cmp.Contains(last(), "dmarc=fail (policy not aligned) header.from=strict.example policy.dmarc=reject"))
 	for domain, want := range map[string]string{"redirected.example": "pass", "loop.example": "permerror", "none.example": "none"} {
 		send("u@"+domain, "u@"+domain)
 		assert.Assert(t, cmp.Contains(last(), "Received-SPF: "+want+" ("), domain)
