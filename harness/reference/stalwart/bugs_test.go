@@ -220,8 +220,8 @@ var observations = map[string]struct {
 		}
 		return "as before"
 	}},
-	"stalwart-accepts-any-password":        {"b1 NO", func(_ *testing.T, l *lab) string { return first(l.login("alice@example.test", "wrong"), 5) }},
-	"stalwart-roles-ignored":               {"<closed>", func(_ *testing.T, l *lab) string { return first(l.login("noroles@example.test", "x"), 8) }},
+	"stalwart-accepts-any-password": {"b1 NO", func(_ *testing.T, l *lab) string { return first(l.login("alice@example.test", "wrong"), 5) }},
+	"stalwart-roles-ignored":        {"<closed>", func(_ *testing.T, l *lab) string { return first(l.login("noroles@example.test", "x"), 8) }},
 	"stalwart-closes-after-failed-login": {"b1 NO [AUTHENTICATIONFAILED] Authentication failed", func(_ *testing.T, l *lab) string {
 		return l.login("alice@example.test", "wrong")
 	}},
