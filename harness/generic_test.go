@@ -3,6 +3,7 @@ package harness_test
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -125,6 +126,9 @@ func TestGenericSourcesDeclaredWrongly(t *testing.T) {
 		{"the new server is refused", "xclient", genericSpec("xclient", defect(t, "relay-refused")), "DX-08"},
 		{"a port is dead", "xclient", genericSpec("xclient", defect(t, "service-missing")), "DX-16"},
 	} {
+		if sample && !slices.Contains([]string{"proxy of none", "none of proxy", "xclient of none", "proxy from anybody", "open relay"}, c.name) {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			if c.declared != mixed {
@@ -167,6 +171,9 @@ func TestWhatIsMissingAtAGenericSourceIsNamed(t *testing.T) {
 	for _, c := range []struct{ without, names string }{
 		{"client = ", "client to [vantage]"}, {"proxy = ", "proxy to [vantage]"}, {"log = ", "to [source.old]"}, {"[account.", "2 accounts of old"},
 	} {
+		if sample && c.without != "log = " {
+			continue
+		}
 		t.Run(strings.Trim(c.without, "[ =."), func(t *testing.T) {
 			r.text = whole
 			r.without(c.without)
