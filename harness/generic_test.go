@@ -118,6 +118,7 @@ func TestGenericSourcesDeclaredWrongly(t *testing.T) {
 		{"xclient of nobody trusted", "xclient", genericSpec("xclient", defect(t, "trust-missing")), "MP-DECLARED-XCLIENT"},
 		{"proxy from anybody", "proxy", genericSpec("proxy"), "DX-27"},
 		{"proxy from somebody else", mixed, genericSpec("mixed", fixtures.Layer{Name: "elsewhere", Files: map[string]string{"dovecot/96-elsewhere.conf": "haproxy_trusted_networks = 192.0.2.250\n"}}), "MP-HEADER-REFUSED"},
+		{"proxy from everybody", "proxy", genericSpec("proxy", fixtures.Layer{Name: "everybody", Files: map[string]string{"dovecot/96-everybody.conf": "haproxy_trusted_networks = 0.0.0.0/0 ::/0\n"}}), "DX-27"},
 		{"xclient from the network", "xclient", genericSpec("xclient", defect(t, "trust-subnet")), "DX-27"},
 		{"port 25 waits", "xclient", genericSpec("xclient", defect(t, "smtpd-upstream-proxy")), "DX-06"},
 		{"no PLAIN", "xclient", genericSpec("xclient", defect(t, "no-sasl-plain")), "MP-SASL-PLAIN"},
