@@ -3,6 +3,7 @@ package harness_test
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -117,6 +118,7 @@ func TestGenericSourcesDeclaredWrongly(t *testing.T) {
 		{"xclient of nobody trusted", "xclient", genericSpec("xclient", defect(t, "trust-missing")), "MP-DECLARED-XCLIENT"},
 		{"proxy from anybody", "proxy", genericSpec("proxy"), "DX-27"},
 		{"proxy from somebody else", mixed, genericSpec("mixed", fixtures.Layer{Name: "elsewhere", Files: map[string]string{"dovecot/96-elsewhere.conf": "haproxy_trusted_networks = 192.0.2.250\n"}}), "MP-HEADER-REFUSED"},
+		{"proxy from everybody", "proxy", genericSpec("proxy", fixtures.Layer{Name: "everybody", Files: map[string]string{"dovecot/96-everybody.conf": "haproxy_trusted_networks = 0.0.0.0/0 ::/0\n"}}), "DX-27"},
 		{"xclient from the network", "xclient", genericSpec("xclient", defect(t, "trust-subnet")), "DX-27"},
 		{"port 25 waits", "xclient", genericSpec("xclient", defect(t, "smtpd-upstream-proxy")), "DX-06"},
 		{"no PLAIN", "xclient", genericSpec("xclient", defect(t, "no-sasl-plain")), "MP-SASL-PLAIN"},
@@ -125,6 +127,9 @@ func TestGenericSourcesDeclaredWrongly(t *testing.T) {
 		{"the new server is refused", "xclient", genericSpec("xclient", defect(t, "relay-refused")), "DX-08"},
 		{"a port is dead", "xclient", genericSpec("xclient", defect(t, "service-missing")), "DX-16"},
 	} {
+		if sample && !slices.Contains([]string{"proxy of none", "none of proxy", "xclient of none", "proxy from anybody", "open relay"}, c.name) {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			if c.declared != mixed {
@@ -167,6 +172,9 @@ func TestWhatIsMissingAtAGenericSourceIsNamed(t *testing.T) {
 	for _, c := range []struct{ without, names string }{
 		{"client = ", "client to [vantage]"}, {"proxy = ", "proxy to [vantage]"}, {"log = ", "to [source.old]"}, {"[account.", "2 accounts of old"},
 	} {
+		if sample && c.without != "log = " {
+			continue
+		}
 		t.Run(strings.Trim(c.without, "[ =."), func(t *testing.T) {
 			r.text = whole
 			r.without(c.without)

@@ -22,3 +22,16 @@ func TestTheLedgerIsComplete(t *testing.T) {
 	assert.NilError(t, err)
 	assert.Equal(t, len(rows), 191)
 }
+
+// What is never asked of a generic source has its reason.
+func TestTheLedgerOfGenericSourcesIsComplete(t *testing.T) {
+	all, err := scenarios.All()
+	assert.NilError(t, err)
+	rows, err := scenarios.NotAskedOfGeneric(all)
+	assert.NilError(t, err)
+	assert.Assert(t, len(rows) > 50, "%d rows", len(rows))
+	for _, r := range rows {
+		assert.Check(t, r.Reason != "", r.ID)
+		assert.Check(t, r.ID != "J-10" && r.ID != "E-01" && r.ID != "E-14" && r.ID != "J-02", "%s is asked", r.ID)
+	}
+}

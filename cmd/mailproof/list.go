@@ -117,6 +117,7 @@ func (c *listCmd) requirements(out io.Writer, all []*script.Scenario) error {
 	if err != nil {
 		return usageError{err}
 	}
+	var never []scenarios.Requirement
 	if c.Ledger {
 		var open []scenarios.Requirement
 		for _, r := range rows {
@@ -125,9 +126,14 @@ func (c *listCmd) requirements(out io.Writer, all []*script.Scenario) error {
 			}
 		}
 		rows = open
+		if c.Scenarios == "" {
+			if never, err = scenarios.NotAskedOfGeneric(all); err != nil {
+				return usageError{err}
+			}
+		}
 	}
 	if c.JSON {
-		return printJSON(out, rows)
+		return printJSON(out, append(rows, never...))
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
@@ -136,6 +142,9 @@ func (c *listCmd) requirements(out io.Writer, all []*script.Scenario) error {
 			state = strings.Join(r.Scenarios, " ")
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.ID, r.Level, r.Claim, state)
+	}
+	for _, r := range never {
+		fmt.Fprintf(w, "%s\t%s\t%s\tnever asked of a generic source: %s\n", r.ID, r.Level, r.Claim, r.Reason)
 	}
 	return w.Flush()
 }
