@@ -24,6 +24,8 @@ func TestStalwartLogins(t *testing.T) {
 			Login, map[string]string{"rip": "2001:db8::77", "service": "imap"}, ""},
 		{"refused, the address twice", `2026-11-23T23:40:31Z DEBUG Authentication failed (auth.failed) listenerId = "imaptls", localPort = 993, remoteIp = 203.0.113.60, remotePort = 43010, remoteIp = 203.0.113.60, accountName = "alice@example.test", id = "b0"`,
 			FailedLogin, map[string]string{"rip": "203.0.113.60", "reason": "auth.failed"}, ""},
+		{"refused, and held against another address than the session's", `2026-11-23T23:40:31Z DEBUG Authentication failed (auth.failed) listenerId = "https", localPort = 443, remoteIp = 203.0.113.60, remotePort = 43010, remoteIp = 192.0.2.66, accountName = "alice@example.test", id = "b0"`,
+			FailedLogin, map[string]string{"rip": "192.0.2.66", "session-rip": "203.0.113.60"}, ""},
 		{"a name that imitates the address", `2026-11-23T23:40:31Z DEBUG Authentication failed (auth.failed) ` + session + `, accountName = "alice@example.test", remoteIp = 6.6.6.6, id = "x""`,
 			FailedLogin, map[string]string{"rip": "203.0.113.7"}, "remoteIp"},
 		{"a name that imitates a name", `2026-11-23T23:40:31Z DEBUG Authentication failed (auth.failed) ` + session + `, accountName = "mallory", accountName = "alice@example.test", id = "b0"`,
