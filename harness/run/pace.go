@@ -13,33 +13,46 @@ import (
 // A sourcePacer spaces connections that a source counts against one address.
 type sourcePacer struct {
 	mu   sync.Mutex
-	next map[string]time.Time
+	keys map[string]*pacedKey
 }
 
-// wait returns when the caller's turn for the key has come.
+// A pacedKey is whose turn it is at one address.
+type pacedKey struct {
+	turn chan struct{} // held by whoever waits for its time
+	next time.Time
+}
+
+// wait returns when the caller's turn for the key has come. The time to the next
+// is counted from when this one really left: on a busy machine those that were
+// held up do not leave together.
 func (p *sourcePacer) wait(ctx context.Context, key string, every time.Duration) error {
 	p.mu.Lock()
-	if p.next == nil {
-		p.next = make(map[string]time.Time)
+	if p.keys == nil {
+		p.keys = make(map[string]*pacedKey)
 	}
-	now := time.Now()
-	at := p.next[key]
-	if at.Before(now) {
-		at = now
+	k := p.keys[key]
+	if k == nil {
+		k = &pacedKey{turn: make(chan struct{}, 1)}
+		p.keys[key] = k
 	}
-	p.next[key] = at.Add(every)
 	p.mu.Unlock()
-	if at.Equal(now) {
-		return nil
-	}
-	t := time.NewTimer(at.Sub(now))
-	defer t.Stop()
 	select {
-	case <-t.C:
-		return nil
+	case k.turn <- struct{}{}:
+		defer func() { <-k.turn }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	if d := time.Until(k.next); d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	k.next = time.Now().Add(every)
+	return nil
 }
 
 // pace waits for a connection's turn, where the source counts connections. The
