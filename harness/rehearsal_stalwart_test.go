@@ -45,16 +45,7 @@ func stalwartLayers(t *testing.T, defects ...string) harness.SourceSpec {
 // rehearseStalwart starts a reference Stalwart, and writes its site file.
 func rehearseStalwart(t *testing.T, defects ...string) *rehearsal {
 	t.Helper()
-	lab, err := harness.StartReference(t.Context(), []harness.SourceSpec{stalwartLayers(t, defects...)}, true)
-	assert.NilError(t, err)
-	assert.Equal(t, len(lab.Target().Sources), 1, "%+v", lab.Target().Problems)
-	r := &rehearsal{lab: lab, dir: t.TempDir(), env: map[string]string{}}
-	src := lab.Target().Sources[0]
-	logged := r.copyLog(t, src)
-	t.Cleanup(func() {
-		assert.Check(t, lab.Close(context.Background()))
-		logged()
-	})
+	r, src := startRehearsal(t, stalwartLayers(t, defects...))
 	at := fixtures.NetworkNamed(fixtures.ProxyNet).Source(0)
 	var b strings.Builder
 	fmt.Fprintf(&b, "domain = %q\n\n[proxy]\nhost = %q\nip4 = %q\nip6 = %q\ntls = \"unchecked:the lab's own authority\"\n", fixtures.Domain, fixtures.PublicHost, fixtures.Public().IP4, fixtures.Public().IP6)
@@ -69,11 +60,7 @@ func rehearseStalwart(t *testing.T, defects ...string) *rehearsal {
 	for _, e := range harness.SourceEndpoints(fixtures.Stalwart) {
 		fmt.Fprintf(&b, "%s = %d\n", e.Name, e.Port)
 	}
-	for i, a := range src.Accounts.(*harness.AccountPool).All()[:20] {
-		key := fmt.Sprintf("MAILPROOF_TEST_%d", i)
-		r.env[key] = a.Password
-		fmt.Fprintf(&b, "\n[account.probe%d]\naddress = %q\npassword = \"env:%s\"\n", i, a.Address, key)
-	}
+	r.nameAccounts(&b, src)
 	r.text = b.String()
 	return r
 }

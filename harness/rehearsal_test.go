@@ -58,15 +58,7 @@ func rehearse(t *testing.T, release string, defects ...string) *rehearsal {
 func rehearseSpec(t *testing.T, spec harness.SourceSpec) *rehearsal {
 	t.Helper()
 	release := spec.Version
-	lab, err := harness.StartReference(t.Context(), []harness.SourceSpec{spec}, true)
-	assert.NilError(t, err)
-	r := &rehearsal{lab: lab, dir: t.TempDir(), env: map[string]string{}}
-	src := lab.Target().Sources[0]
-	logged := r.copyLog(t, src)
-	t.Cleanup(func() {
-		assert.Check(t, lab.Close(context.Background()))
-		logged()
-	})
+	r, src := startRehearsal(t, spec)
 
 	at := fixtures.NetworkNamed(fixtures.ProxyNet).Source(0)
 	var b strings.Builder
@@ -82,13 +74,34 @@ func rehearseSpec(t *testing.T, spec harness.SourceSpec) *rehearsal {
 	for _, e := range harness.Endpoints() {
 		fmt.Fprintf(&b, "%s = %d\n", e.Name, e.Port)
 	}
+	r.nameAccounts(&b, src)
+	r.text = b.String()
+	return r
+}
+
+// startRehearsal starts the lab with one source, and copies its log.
+func startRehearsal(t *testing.T, spec harness.SourceSpec) (*rehearsal, *harness.Source) {
+	t.Helper()
+	lab, err := harness.StartReference(t.Context(), []harness.SourceSpec{spec}, true)
+	assert.NilError(t, err)
+	assert.Equal(t, len(lab.Target().Sources), 1, "%+v", lab.Target().Problems)
+	r := &rehearsal{lab: lab, dir: t.TempDir(), env: map[string]string{}}
+	src := lab.Target().Sources[0]
+	logged := r.copyLog(t, src)
+	t.Cleanup(func() {
+		assert.Check(t, lab.Close(context.Background()))
+		logged()
+	})
+	return r, src
+}
+
+// nameAccounts writes twenty accounts of the source into its site file.
+func (r *rehearsal) nameAccounts(b *strings.Builder, src *harness.Source) {
 	for i, a := range src.Accounts.(*harness.AccountPool).All()[:20] {
 		key := fmt.Sprintf("MAILPROOF_TEST_%d", i)
 		r.env[key] = a.Password
-		fmt.Fprintf(&b, "\n[account.probe%d]\naddress = %q\npassword = \"env:%s\"\n", i, a.Address, key)
+		fmt.Fprintf(b, "\n[account.probe%d]\naddress = %q\npassword = \"env:%s\"\n", i, a.Address, key)
 	}
-	r.text = b.String()
-	return r
 }
 
 // copyLog writes the source's log to a file, as an operator's server does.

@@ -461,6 +461,11 @@ func (r *runner) showLineAt(ctx context.Context, s *Source, l *witness.Log, endp
 		return err
 	}
 	c.Close()
+	return seen(ctx, l, w, wait, what)
+}
+
+// seen waits until the log shows a line of ours, which what names.
+func seen(ctx context.Context, l *witness.Log, w *witness.Watch, wait time.Duration, what string) error {
 	wctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	if _, err := w.Await(wctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {

@@ -67,18 +67,7 @@ func (r *runner) showHelloAt(ctx context.Context, s *Source, l *witness.Log, end
 			return err
 		}
 	}
-	wctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	if _, err := w.Await(wctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {
-		switch {
-		case l.Err() != nil:
-			return l.Err()
-		case errors.Is(context.Cause(ctx), context.Canceled):
-			return context.Canceled
-		}
-		return &unseenLine{"a session of our own over " + endpoint + " (its EHLO name, which Stalwart logs at INFO)"}
-	}
-	return nil
+	return seen(ctx, l, w, wait, "a session of our own over "+endpoint+" (its EHLO name, which Stalwart logs at INFO)")
 }
 
 // again says whether a claim may be asked again because the source's log lost
