@@ -2,19 +2,27 @@ package proto
 
 import (
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/mailproof/mailproof/harness/reference/memnet"
 	"github.com/mailproof/mailproof/harness/wire"
 	"gotest.tools/v3/assert"
 	"gotest.tools/v3/assert/cmp"
 )
 
+// pipe is a connection with room for what is on its way, as TCP has it: with
+// net.Pipe, a deadline cannot be set any more once the far end has closed.
+func pipe() (ours, theirs net.Conn) {
+	return memnet.Pipe(netip.MustParseAddrPort("203.0.113.10:1"), netip.MustParseAddrPort("203.0.113.100:2"))
+}
+
 // answered reads one response from a peer that says text and closes.
 func answered(t *testing.T, request, text string) (Unit, error) {
 	t.Helper()
-	ours, theirs := net.Pipe()
+	ours, theirs := pipe()
 	t.Cleanup(func() { ours.Close() })
 	written := make(chan struct{})
 	go func() {
@@ -67,7 +75,7 @@ func TestHTTPResponses(t *testing.T) {
 
 func TestWebSocketMessages(t *testing.T) {
 	read := func(frames string) (Unit, error) {
-		ours, theirs := net.Pipe()
+		ours, theirs := pipe()
 		defer ours.Close()
 		written := make(chan struct{})
 		go func() {
