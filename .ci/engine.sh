@@ -48,14 +48,20 @@ fi
 [ -z "${DOCKER_HOST:-}" ] || die "no engine answers at DOCKER_HOST=$DOCKER_HOST"
 [ "$(id -u)" = 0 ] || die "no engine answers, and only root can start one"
 
-# A pid file of an engine that is gone keeps a new one from starting.
-for pid_file in /var/run/docker.pid /run/docker.pid; do
-	if [ -s "$pid_file" ]; then
-		pid=$(cat "$pid_file")
-		if [ "$(cat "/proc/$pid/comm" 2>/dev/null || true)" != dockerd ]; then
-			say "removing $pid_file of process $pid, which is gone"
-			rm -f "$pid_file"
-		fi
+# A pid file that an engine left which is gone keeps a new one from starting: its
+# own, and that of the containerd that it starts. A process that was killed and
+# not yet waited for is gone as well.
+gone() { # pid command
+	[ "$(cat "/proc/$1/comm" 2>/dev/null || true)" != "$2" ] || grep -qs '^State:[[:space:]]*Z' "/proc/$1/status"
+}
+for pid_file in /var/run/docker.pid /var/run/docker/containerd/containerd.pid; do
+	[ -s "$pid_file" ] || continue
+	command=dockerd
+	case $pid_file in */containerd.pid) command=containerd ;; esac
+	pid=$(cat "$pid_file")
+	if gone "$pid" "$command"; then
+		say "removing $pid_file of process $pid, which is gone"
+		rm -f "$pid_file"
 	fi
 done
 
