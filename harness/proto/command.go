@@ -26,7 +26,7 @@ type Token struct {
 	Text string
 }
 
-// String reports whether the token is a string of either form.
+// IsString reports whether the token is a string of either form.
 func (t Token) IsString() bool { return t.Kind == Quoted || t.Kind == Literal }
 
 // A SyntaxError says why a command could not be read; the line has been
