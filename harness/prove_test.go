@@ -1,12 +1,14 @@
 package harness_test
 
 import (
+	"strings"
 	"testing"
 
 	"gotest.tools/v3/assert"
 
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness"
+	"github.com/mailproof/mailproof/harness/result"
 	"github.com/mailproof/mailproof/harness/run"
 )
 
@@ -35,6 +37,30 @@ func TestProve(t *testing.T) {
 	assert.Assert(t, tt.Good >= 6 && tt.Defects >= 10, "%+v", tt)
 	if !sample {
 		assert.Assert(t, tt.Defects >= 150 && tt.Assertions >= 200 && tt.Faults >= 1000, "%+v", tt)
+	}
+}
+
+// TestLargePacketsAreNamed: a path that loses packets of full size has a cause
+// of its own, in both directions, and a source that answers nothing has another.
+func TestLargePacketsAreNamed(t *testing.T) {
+	for bug, want := range map[string]string{
+		"large-packets-in-lost":           "MP-LARGE-PACKETS",
+		"large-packets-out-lost":          "MP-LARGE-PACKETS",
+		"stalwart-large-packets-in-lost":  "MP-LARGE-PACKETS",
+		"stalwart-large-packets-out-lost": "MP-LARGE-PACKETS",
+		"answers-late":                    "DX-23",
+	} {
+		spec := harness.SourceSpec{Name: bug, Kind: fixtures.DovecotPostfix, Version: "trixie", Profile: fixtures.Instrumented, Bugs: []string{bug}}
+		if strings.HasPrefix(bug, "stalwart-") {
+			spec.Kind, spec.Version = fixtures.Stalwart, "0.15.5"
+		}
+		found, err := harness.Run(t.Context(), reference(t, spec), harness.Select("lifecycle.large-transfer", "lifecycle.sign-in-imap", "client-address.imap"))
+		assert.NilError(t, err)
+		assert.Assert(t, len(found.Diagnoses) > 0, "%s: %+v", bug, found.Results)
+		assert.Equal(t, found.Diagnoses[0].Code, want, "%s: %+v", bug, found.Diagnoses[0])
+		for _, r := range found.Results {
+			assert.Assert(t, r.Verdict == result.Pass || r.ExplainedBy != "", "%s: %s %+v", bug, r.Key(), r.Findings)
+		}
 	}
 }
 

@@ -46,6 +46,7 @@ func causes() []cause {
 		{"DX-08", dp, causeRelayRefused},
 		{"MP-NOT-DELIVERED", dp, causeNotDelivered},
 		{"MP-BACKSCATTER", dp, causeBackscatter},
+		{"MP-LARGE-PACKETS", "", causeLargePackets},
 		{"MP-SIZE", dp, causeSize},
 		{"MP-8BIT", dp, causeEightBit},
 		{"MP-CHUNKING", dp, causeChunking},
@@ -624,6 +625,21 @@ func causeSlow(o *observations) *result.Diagnosis {
 		d.Remedy = remedy("Let the source decide every login within five seconds.")
 	}
 	return d
+}
+
+func causeLargePackets(o *observations) *result.Diagnosis {
+	stuck := o.find(query{ids: "lifecycle.large-transfer", facts: []string{"reply=none"}})
+	if len(stuck) == 0 || !o.has(query{ids: "client-address.imap lifecycle.sign-in-imap", endpoint: strings.Join(endpointsOf(stuck), " "), verdict: result.Pass, taken: true}) {
+		return nil
+	}
+	return &result.Diagnosis{
+		Title:           "large packets are lost between the proxy and the source",
+		Means:           "A network on the way carries smaller packets than either end believes, and the word of it (ICMP \"fragmentation needed\", \"packet too big\") does not arrive. Users sign in, and their mail programs hang as soon as there is much to say.",
+		Results:         keys(stuck),
+		DiscriminatedBy: []string{observed(stuck, "no answer, when much was said at once"), "the same endpoint answers a client that says little"},
+		Alternatives:    []string{"DX-16, a dead endpoint: short sessions work there", "DX-23, slow logins: the login itself was answered"},
+		Remedy:          remedy("Let ICMP and ICMPv6 pass between the proxy and the source, or set the MTU of both ends to what the way between them carries (a tunnel, a VPN and an overlay network take 40 to 80 octets off 1500)."),
+	}
 }
 
 // wide lists what shows that others than the proxy are trusted.

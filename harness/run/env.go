@@ -127,6 +127,9 @@ func (e *env) Lookup(r script.Ref) (value, secret string, err error) {
 			return strconv.Itoa(int(ap.Port())), "", nil
 		}
 		return "", "", fmt.Errorf("there is no connection %s", arg)
+	case "filler":
+		text, err := r.Filler()
+		return text, "", err
 	case "octets", "size", "data", "sha256":
 		text, err := e.file(arg)
 		if err != nil {

@@ -352,6 +352,14 @@ func (c *checker) ref(pos Pos, r Ref, col int, sends bool) {
 	case "size", "octets", "data", "sha256":
 		want(1, "${"+r.Name+" FILE}")
 		return
+	case "filler":
+		want(1, "${filler 1000}")
+		if len(r.Args) == 1 {
+			if _, err := r.Filler(); err != nil {
+				c.add(pos, col, "write ${filler 1000}", "%s", err)
+			}
+		}
+		return
 	}
 	if len(r.Args) > 0 {
 		c.add(pos, col, "", "%s takes no arguments", r)

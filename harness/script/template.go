@@ -2,6 +2,7 @@ package script
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -117,4 +118,16 @@ func parseRef(s string) (*Ref, *Error) {
 		}
 	}
 	return &Ref{Name: words[0], Args: words[1:]}, nil
+}
+
+// MaxFiller is the most octets that one ${filler N} stands for.
+const MaxFiller = 8192
+
+// Filler is the text that a reference ${filler N} stands for.
+func (r Ref) Filler() (string, error) {
+	n, err := strconv.Atoi(strings.Join(r.Args, " "))
+	if err != nil || n < 1 || n > MaxFiller {
+		return "", fmt.Errorf("%s: a number of octets from 1 to %d is wanted", r, MaxFiller)
+	}
+	return strings.Repeat("x", n), nil
 }

@@ -84,6 +84,7 @@ func Variables() []Variable {
 		{"local", "the address that a connection left from: ${local A}"},
 		{"local-port", "its port"},
 		{"size", "the number of octets of a file: ${size message}"},
+		{"filler", "so many octets of the letter x, 8192 at most: ${filler 1000}"},
 		{"octets", "a file's octets as they are (BDAT, literals): ${octets message}"},
 		{"data", "a file dot-stuffed and ended with a dot (DATA): ${data message}"},
 		{"sha256", "the SHA-256 of a file's body after the first empty line, in hex"},

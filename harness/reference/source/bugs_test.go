@@ -33,6 +33,20 @@ func signInIMAP(l *lab, password string, lines ...string) *client {
 	return c
 }
 
+// pipelined sends a command n times at once, and waits for as many answers.
+func pipelined(c *client, n int, command, status string) string {
+	c.say(strings.TrimSuffix(strings.Repeat(command+"\r\n", n), "\r\n"))
+	for n > 0 {
+		switch s := c.line(); {
+		case strings.HasPrefix(s, "x "+status):
+			n--
+		case !strings.HasPrefix(s, "* "):
+			return fmt.Sprintf("%d answers are missing: %s", n, s)
+		}
+	}
+	return ""
+}
+
 func wants(line string, texts ...string) string {
 	for _, t := range texts {
 		if !strings.Contains(line, t) {
@@ -286,6 +300,10 @@ var checks = map[string]rightness{
 	"no-greeting":      func(l *lab) string { return wants(l.open("client", "imap").line(), "* OK") },
 	"greeting-late":    greetsSoon,
 	"greeting-bare-lf": endsLines,
+	"large-packets-in-lost": func(l *lab) string {
+		return pipelined(signInIMAP(l, secret), 2, "x ID (\"a\" \""+strings.Repeat("x", 5000)+"\")", "OK")
+	},
+	"large-packets-out-lost": func(l *lab) string { return pipelined(signInIMAP(l, secret), 20, "x CAPABILITY", "OK") },
 	"address-literal-refused": func(l *lab) string {
 		c := l.open("client", "submissions")
 		c.reply()

@@ -131,7 +131,8 @@ func New(cfg Config) (*Source, error) {
 	var pids atomic.Int64
 	pids.Store(100)
 	nextPID := func() int { return int(pids.Add(1)) }
-	links := &link.Options{Pool: new(link.Pool), Delay: cfg.Delay, BareLF: bugs.Has(bug.GreetingBareLF)}
+	links := &link.Options{Pool: new(link.Pool), Delay: cfg.Delay, BareLF: bugs.Has(bug.GreetingBareLF),
+		LargeInLost: bugs.Has(bug.LargeInLost), LargeOutLost: bugs.Has(bug.LargeOutLost)}
 	short, _, _ := strings.Cut(cfg.Hostname, ".")
 	s.dovecot = dovecot.New(dovecot.Options{
 		Config: s.dconf, Bugs: bugs, Log: s.log, Store: s.store, Hostname: short,

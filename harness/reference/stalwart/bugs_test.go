@@ -230,6 +230,10 @@ var observations = map[string]struct {
 		s, _ := l.open(strangerAt, 143).br.ReadString('\n')
 		return s[len(s)-2:]
 	}},
+	"stalwart-large-packets-in-lost": {"answered", func(_ *testing.T, l *lab) string {
+		return l.pipelined(2, "x ID (\"a\" \""+strings.Repeat("x", 3000)+"\" \"b\" \""+strings.Repeat("x", 3000)+"\")")
+	}},
+	"stalwart-large-packets-out-lost":  {"answered", func(_ *testing.T, l *lab) string { return l.pipelined(30, "x CAPABILITY") }},
 	"stalwart-relay-everyone":          {"550 5.1.2 Relay not allowed.", recipient("x@elsewhere.example")},
 	"stalwart-relay-refuses-everyone":  {"250 2.1.5 OK", recipient("alice@example.test")},
 	"stalwart-accepts-then-drops":      {"1 0", mailboxes},
@@ -414,6 +418,22 @@ func greetedAfter(h string) func(*testing.T, *lab) string {
 		io.WriteString(c.nc, h)
 		return first(c.line(), 4)
 	}
+}
+
+// pipelined sends a command n times at once, and waits for as many answers.
+func (l *lab) pipelined(n int, command string) string {
+	c := l.open(strangerAt, 143)
+	c.line()
+	c.say(strings.TrimSuffix(strings.Repeat(command+"\r\n", n), "\r\n"))
+	for n > 0 {
+		switch s := c.line(); {
+		case strings.HasPrefix(s, "x OK"):
+			n--
+		case !strings.HasPrefix(s, "* "):
+			return s
+		}
+	}
+	return "answered"
 }
 
 func (l *lab) login(user, secret string) string {

@@ -308,7 +308,13 @@ type session struct {
 // serve does one connection from its first octet to its last.
 func (p *process) serve(nc net.Conn, id string) {
 	l := p.listener(id)
-	c := link.New(p.ctx, nc, p.srv.links)
+	links := p.srv.links
+	if l.protocol == "http" && (links.LargeInLost || links.LargeOutLost) { // it is managed over another network
+		o := *links
+		o.LargeInLost, o.LargeOutLost = false, false
+		links = &o
+	}
+	c := link.New(p.ctx, nc, links)
 	defer c.Release()
 	defer c.Close()
 	c.Patient(true)

@@ -117,7 +117,8 @@ func New(cfg Config) (*Server, error) {
 		late = LogDelay
 	}
 	s.journal = &journal{console: logbook.New(late, bugs.Has(bug.LogDropsLines)), file: logbook.New(late, bugs.Has(bug.LogDropsLines))}
-	s.links = &link.Options{Pool: new(link.Pool), Delay: cfg.Delay, BareLF: bugs.Has(bug.GreetingBareLF)}
+	s.links = &link.Options{Pool: new(link.Pool), Delay: cfg.Delay, BareLF: bugs.Has(bug.GreetingBareLF),
+		LargeInLost: bugs.Has(bug.LargeInLost), LargeOutLost: bugs.Has(bug.LargeOutLost)}
 	s.store = mailbox.NewLaid(mailbox.Layout{
 		Delim: '/', Indexed: []string{"subject", "from", "to", "cc", "bcc"},
 		Boxes: []mailbox.Box{

@@ -56,6 +56,8 @@ const (
 	// Lines and greetings.
 	NoGreeting
 	GreetingBareLF
+	LargeInLost
+	LargeOutLost
 	GreetingLate
 	AddressLiteralRefused
 
@@ -128,6 +130,8 @@ var bugs = [count]Bug{
 
 	NoGreeting:            {"no-greeting", "Connections are accepted and nothing is ever said on them."},
 	GreetingBareLF:        {"greeting-bare-lf", "Lines end in LF alone."},
+	LargeInLost:           {"large-packets-in-lost", "Whatever arrives in packets of full size is lost, and the connection is silent from then on."},
+	LargeOutLost:          {"large-packets-out-lost", "Whatever leaves in packets of full size is lost, and the connection is silent from then on."},
 	GreetingLate:          {"greeting-late", "The greeting comes 8 seconds late."},
 	AddressLiteralRefused: {"address-literal-refused", "EHLO with an address literal, or with a name without a dot, is refused at once."},
 

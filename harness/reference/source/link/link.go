@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mailproof/mailproof/harness/proto"
@@ -54,6 +55,10 @@ type Options struct {
 	Delay Delay // nil is [Virtual]
 	// BareLF ends lines in LF alone.
 	BareLF bool
+	// LargeInLost and LargeOutLost lose what goes on for more than four kilobytes
+	// in one direction, and all that comes after it: so it looks where packets
+	// of full size do not pass, and small ones do.
+	LargeInLost, LargeOutLost bool
 }
 
 // A Conn is used by one goroutine at a time.
@@ -74,6 +79,11 @@ type Conn struct {
 
 	patient bool
 	reads   int
+
+	// Two goroutines count where somebody else has taken the session over.
+	inRun  atomic.Int64 // octets that came since anything left
+	outRun atomic.Int64 // octets that left since anything came
+	lost   atomic.Bool  // what is written reaches nobody any more
 }
 
 // New takes over a connection. When ctx ends, every operation on it fails.
@@ -113,8 +123,19 @@ func (s source) Read(b []byte) (int, error) {
 	n, err := s.c.nc.Read(b)
 	s.c.read += n
 	s.c.reads++
+	s.c.outRun.Store(0)
+	if in := s.c.inRun.Add(int64(n)); s.c.opts.LargeInLost && in > bufferSize {
+		if err := s.c.pass(endless); err != nil {
+			return 0, err
+		}
+		io.Copy(io.Discard, s.c.nc)
+		return 0, io.EOF
+	}
 	return n, err
 }
+
+// endless is longer than anybody waits.
+const endless = 24 * time.Hour
 
 // CutWithin says whether the first n octets came in more than one segment.
 func (c *Conn) CutWithin(n int) bool {
@@ -157,7 +178,21 @@ type sink struct{ c *Conn }
 
 func (s sink) Write(b []byte) (int, error) {
 	s.c.wrote += len(b)
-	return s.c.nc.Write(b)
+	return s.c.send(b)
+}
+
+// send writes to the network.
+func (c *Conn) send(b []byte) (int, error) {
+	c.inRun.Store(0)
+	if out := c.outRun.Add(int64(len(b))); c.opts.LargeOutLost && out > bufferSize && !c.lost.Swap(true) {
+		if err := c.pass(endless); err != nil {
+			return 0, err
+		}
+	}
+	if c.lost.Load() {
+		return len(b), nil
+	}
+	return c.nc.Write(b)
 }
 
 // Counts are how many octets of the session were read and written by now,
@@ -201,6 +236,11 @@ func (c *Conn) Wait(d time.Duration) error {
 	if err := c.bw.Flush(); err != nil {
 		return err
 	}
+	return c.pass(d)
+}
+
+// pass passes time before what follows.
+func (c *Conn) pass(d time.Duration) error {
 	c.passed += d
 	delay := c.opts.Delay
 	if delay == nil {
@@ -220,7 +260,7 @@ func (c *Conn) Passed() time.Duration {
 
 // Silence says nothing more until the peer closes or the context ends.
 func (c *Conn) Silence() {
-	c.Wait(24 * time.Hour)
+	c.Wait(endless)
 	c.bw.Reset(io.Discard)
 	io.Copy(io.Discard, source{c})
 }
@@ -339,15 +379,16 @@ func (c *Conn) Forget() { c.tls = nil }
 // ahead is read first, and what was written has left.
 func (c *Conn) Session() net.Conn {
 	c.bw.Flush()
-	return &handed{Conn: c.nc, br: c.br}
+	return &handed{Conn: c.nc, c: c}
 }
 
 type handed struct {
 	net.Conn
-	br *bufio.Reader
+	c *Conn
 }
 
-func (h *handed) Read(b []byte) (int, error) { return h.br.Read(b) }
+func (h *handed) Read(b []byte) (int, error)  { return h.c.br.Read(b) }
+func (h *handed) Write(b []byte) (int, error) { return h.c.send(b) }
 
 // SetTimeout bounds how long the client may keep the server waiting.
 func (c *Conn) SetTimeout(d time.Duration) { c.raw.SetReadDeadline(time.Now().Add(d)) }

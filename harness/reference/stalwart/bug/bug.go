@@ -66,6 +66,8 @@ const (
 	// Lines and greetings.
 	NoGreeting
 	GreetingBareLF
+	LargeInLost
+	LargeOutLost
 	MuteInsideTLS
 	RefusesOddNames
 	RefusesMailOfOddNames
@@ -170,6 +172,8 @@ var bugs = [count]Bug{
 
 	NoGreeting:            {"stalwart-no-greeting", "Mail connections are accepted and nothing is ever said on them."},
 	GreetingBareLF:        {"stalwart-bare-lf", "Lines end in LF alone."},
+	LargeInLost:           {"stalwart-large-packets-in-lost", "Whatever arrives in packets of full size is lost, and the connection is silent from then on."},
+	LargeOutLost:          {"stalwart-large-packets-out-lost", "Whatever leaves in packets of full size is lost, and the connection is silent from then on."},
 	MuteInsideTLS:         {"stalwart-mute-inside-tls", "On mail ports nothing is said inside TLS."},
 	RefusesOddNames:       {"stalwart-refuses-odd-names", "Names in EHLO that are no fully qualified host names are refused at submission: single labels, address literals and underscores."},
 	RefusesMailOfOddNames: {"stalwart-refuses-mail-of-odd-names", "Who said EHLO with a name of one label may not name a sender."},
