@@ -199,6 +199,13 @@ var observations = map[string]struct {
 		l.set("session.connect.greeting", "'changed'")
 		return l.open(strangerAt, 25).line()
 	}},
+	"stalwart-inserts-pile-up": {"220 old.internal.test Stalwart ESMTP at your service", func(_ *testing.T, l *lab) string {
+		l.set("session.connect.greeting", "'changed'")
+		l.set("session.connect.greeting", "'changed'")
+		l.api("DELETE", "/api/settings/session.connect.greeting", "")
+		l.reload()
+		return l.open(strangerAt, 25).line()
+	}},
 	"stalwart-restart-keeps-listeners": {"greeted", func(_ *testing.T, l *lab) string {
 		l.api("POST", "/api/settings", `[{"type":"clear","prefix":"server.listener.imap.proxy."}]`)
 		l.restart()

@@ -14,6 +14,9 @@ type settings struct {
 	mu   sync.Mutex
 	file map[string]string
 	db   map[string]string
+	// piles keeps each value that a key was given, and clearing takes one away.
+	piles bool
+	below map[string][]string // what lies under the value that counts
 }
 
 // A pair is one setting.
@@ -79,11 +82,17 @@ func (s *settings) all() map[string]string {
 func (s *settings) set(key, value string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	layer := s.db
 	if isLocal(key) {
-		s.file[key] = value
-	} else {
-		s.db[key] = value
+		layer = s.file
 	}
+	if old, ok := layer[key]; ok && s.piles {
+		if s.below == nil {
+			s.below = map[string][]string{}
+		}
+		s.below[key] = append(s.below[key], old)
+	}
+	layer[key] = value
 }
 
 // clear removes one setting from where its name says that it belongs: a key of
@@ -91,11 +100,27 @@ func (s *settings) set(key, value string) {
 func (s *settings) clear(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	layer := s.db
 	if isLocal(key) {
-		delete(s.file, key)
-	} else {
-		delete(s.db, key)
+		layer = s.file
 	}
+	if !s.uncover(key) {
+		delete(layer, key)
+	}
+}
+
+// uncover takes the value that counts off what lies below it, if anything does.
+func (s *settings) uncover(key string) bool {
+	n := len(s.below[key])
+	if n == 0 {
+		return false
+	}
+	layer := s.db
+	if isLocal(key) {
+		layer = s.file
+	}
+	layer[key], s.below[key] = s.below[key][n-1], s.below[key][:n-1]
+	return true
 }
 
 // clearPrefix removes every setting whose key begins with prefix, from both
@@ -103,7 +128,7 @@ func (s *settings) clear(key string) {
 func (s *settings) clearPrefix(prefix string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	has := func(k, _ string) bool { return strings.HasPrefix(k, prefix) }
+	has := func(k, _ string) bool { return strings.HasPrefix(k, prefix) && !s.uncover(k) }
 	maps.DeleteFunc(s.file, has)
 	maps.DeleteFunc(s.db, has)
 }

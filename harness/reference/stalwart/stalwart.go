@@ -106,7 +106,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, bugs: bugs, now: now,
-		settings: &settings{file: maps.Clone(cfg.Keys), db: make(map[string]string)},
+		settings: &settings{file: maps.Clone(cfg.Keys), db: make(map[string]string), piles: bugs.Has(bug.InsertsPileUp)},
 		dir:      newDirectory(), counts: newCounters(now), blocked: make(map[netip.Addr]bool), documents: make(map[int]int),
 	}
 	if s.settings.file == nil {

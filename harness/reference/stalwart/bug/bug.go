@@ -47,6 +47,7 @@ const (
 	ReloadAppliesListeners
 	ReloadAppliesNothing
 	InsertAppliesAtOnce
+	InsertsPileUp
 	RestartKeepsListeners
 	ReloadErrorsHidden
 	ReloadAppliesInSpite
@@ -154,6 +155,7 @@ var bugs = [count]Bug{
 
 	ReloadAppliesListeners: {"stalwart-reload-applies-listeners", "A reload applies the settings of listeners too."},
 	ReloadAppliesNothing:   {"stalwart-reload-applies-nothing", "A reload is answered and applies nothing."},
+	InsertsPileUp:          {"stalwart-inserts-pile-up", "A setting that was inserted twice has to be cleared twice."},
 	InsertAppliesAtOnce:    {"stalwart-insert-applies", "Settings apply as soon as they are inserted, listeners too."},
 	RestartKeepsListeners:  {"stalwart-restart-keeps-listeners", "A restart keeps the listeners as they were."},
 	ReloadAppliesInSpite:   {"stalwart-reload-applies-in-spite", "A reload that reports errors applies the rest all the same."},
