@@ -548,7 +548,7 @@ func causeInboundLimits(o *observations) *result.Diagnosis {
 			o.keyChange("session.data.limits.messages", "1000", "ten messages in one session by default"))
 	}
 	if len(banned) > 0 {
-		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(banned, "after forty recipients that do not exist the source closes every connection of the new server"))
+		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(banned, "after some dozens of recipients that do not exist the source closes every connection of the new server"))
 		for _, a := range relay {
 			changes = append(changes, o.keyChange("server.allowed-ip."+a, `""`, "thirty-five unknown recipients a day earn a ban by default"))
 		}
@@ -570,7 +570,7 @@ func causeMaxConnections(o *observations) *result.Diagnosis {
 		Title:           "the source holds only few connections at a time",
 		Means:           "All users come through the proxy. At busy times they are turned away without a word.",
 		Results:         keys(many),
-		DiscriminatedBy: []string{observed(many, "of two hundred connections some were closed or not greeted, and the first ones were")},
+		DiscriminatedBy: []string{observed(many, "of three hundred connections some were closed or not greeted, and the first ones were")},
 		Alternatives:    []string{"missing trust: the first clients were announced and believed"},
 		Remedy:          keyRemedy("Let the listener hold as many connections as it does by default, and restart.", changes...),
 	}
