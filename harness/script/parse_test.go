@@ -45,7 +45,7 @@ func TestParseAcceptsTheSmallestScenario(t *testing.T) {
 
 // A scenario may want to be alone at one kind of source.
 func TestAloneAtAKind(t *testing.T) {
-	for value, at := range map[string][2]bool{"account": {false, false}, "alone": {true, true}, "alone@dovecot-postfix": {true, false}} {
+	for value, at := range map[string][2]bool{"account": {false, false}, "address": {false, false}, "alone": {true, true}, "alone@dovecot-postfix": {true, false}} {
 		s, err := script.Parse("s.txtar", []byte(header[:len(header)-1]+"isolation: "+value+"\n\n"+body), nil)
 		assert.NilError(t, err)
 		assert.Equal(t, [2]bool{s.IsAlone("dovecot-postfix"), s.IsAlone("stalwart")}, at, value)

@@ -9,7 +9,7 @@ var (
 	endpoints    = []string{"imap", "imaps", "pop3", "pop3s", "submission", "submissions", "sieve", "smtp", "https", "http"}
 	families     = []string{"ip4", "ip6"}
 	levels       = []string{"must", "should", "may"}
-	isolations   = []string{string(OwnAccount), string(Alone)}
+	isolations   = []string{string(OwnAccount), string(OwnAddress), string(Alone)}
 	witnessKinds = []string{"login", "failed-login", "transaction", "rejection", "line", "message"}
 	witnessWords = []string{"log", "message", "capability", "effect"}
 	hazards      = []string{"ban", "flood", "loop", "restart"}
