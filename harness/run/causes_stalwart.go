@@ -522,7 +522,7 @@ func causeEHLOName(o *observations) *result.Diagnosis {
 func causeInboundLimits(o *observations) *result.Diagnosis {
 	limited := o.find(query{ids: "relay.throughput"})
 	limited = slices.DeleteFunc(limited, func(r *result.Result) bool {
-		return !hasFact(r, "reply=closed") && !hasFact(r, "reply=4") && !hasFact(r, "reply=5")
+		return !hasFact(r, "reply=closed") && !hasFact(r, "reply=4") && !hasFact(r, "reply=5") || hasFact(r, "~spam score")
 	})
 	banned := o.find(query{ids: "relay.recipient-errors"})
 	if len(limited)+len(banned) == 0 {
@@ -618,7 +618,7 @@ func causeSecondVerdict(o *observations) *result.Diagnosis {
 		return globs("relay.not-open-* relay.unknown-recipient relay.size relay.external-recipient", r.ID)
 	})
 	checked := o.find(query{any: []string{"~SPF validation", "~DMARC policy", "~DKIM signatures", "~reverse DNS"}})
-	scored := o.find(query{ids: "relay.no-second-verdict"})
+	scored := concat(o.find(query{ids: "relay.no-second-verdict"}), o.find(query{any: []string{"~spam score"}}))
 	junk := o.find(query{ids: "relay.*", any: []string{"recorded:mailbox=Junk"}})
 	refused = concat(refused, checked)
 	all := concat(refused, scored, junk)
@@ -642,7 +642,7 @@ func causeSecondVerdict(o *observations) *result.Diagnosis {
 		}
 	}
 	if len(scored)+len(junk) > 0 {
-		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(concat(scored, junk), "the delivered message carries a verdict of the source's own spam filter"))
+		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(concat(scored, junk), "the message was refused for a verdict of the source's own spam filter, or carries one"))
 		var from []string
 		for _, a := range o.addresses(Relay) {
 			from = append(from, "remote_ip == '"+a+"'")

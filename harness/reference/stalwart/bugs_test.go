@@ -270,6 +270,13 @@ var observations = map[string]struct {
 		}
 		return "not"
 	}},
+	"stalwart-rewrites-header": {"as it was", func(_ *testing.T, l *lab) string {
+		m := l.relayed("a@b.example", "alice@example.test", "DKIM-Signature: v=1;\r\n b=AA==\r\nFrom: A <a@b.example>\r\nSubject: b\r\n\r\nb\r\n.")[0]
+		if strings.HasSuffix(m, "DKIM-Signature: v=1;\r\n b=AA==\r\nFrom: A <a@b.example>\r\nSubject: b\r\n\r\nb\r\n") {
+			return "as it was"
+		}
+		return m
+	}},
 	"stalwart-eighth-bit-lost": {"\xc3\xbc", func(_ *testing.T, l *lab) string {
 		m := l.relayed("a@b.example", "alice@example.test", "Subject: b\r\n\r\n\xc3\xbc\r\n.")[0]
 		return m[len(m)-4 : len(m)-2]

@@ -81,6 +81,7 @@ const (
 	BDATLastIgnored
 	DotStuffingKept
 	RewritesBody
+	RewritesHeader
 	OneBadRefusesAll
 	NullSenderRefused
 	ReceivedShowsOther
@@ -184,6 +185,7 @@ var bugs = [count]Bug{
 	BDATLastIgnored:      {"stalwart-bdat-last-ignored", "The last chunk of a message is answered like any other, and nothing is queued."},
 	DotStuffingKept:      {"stalwart-dot-stuffing-kept", "The dots that a client doubled are not taken away."},
 	RewritesBody:         {"stalwart-rewrites-body", "A line is added to every message."},
+	RewritesHeader:       {"stalwart-rewrites-header", "A message's author loses the name, and its signature is taken away."},
 	OneBadRefusesAll:     {"stalwart-one-bad-refuses-all", "A message of which one recipient was refused is refused for all."},
 	NullSenderRefused:    {"stalwart-null-sender-refused", "Messages from the null sender are refused."},
 	ReceivedShowsOther:   {"stalwart-received-shows-listener", "The Received field names the source's own address as the client's."},
