@@ -38,6 +38,7 @@ func stalwartCauses() []cause {
 		{"DX-07", sw, causeEHLOName},
 		{"DX-21", sw, causeInboundLimits},
 		{"DX-29", sw, causeMaxConnections},
+		{"MP-RECIPIENTS", sw, causeFewRecipients},
 		{"MP-SIZE", sw, causeMessageSize},
 		{"MP-CHUNKING", sw, causeNoChunking},
 		{"DX-08", sw, causeSecondVerdict},
@@ -582,6 +583,22 @@ func causeMaxConnections(o *observations) *result.Diagnosis {
 	return d
 }
 
+func causeFewRecipients(o *observations) *result.Diagnosis {
+	few := o.find(query{ids: "relay.many-recipients", any: []string{"~Too many recipients"}})
+	if len(few) == 0 {
+		return nil
+	}
+	d := &result.Diagnosis{
+		Title:           "the source takes only a few recipients for one message",
+		Means:           "The new server hands a message over once for everybody at the source. The source takes it for some of them, and for the others it waits or bounces.",
+		Results:         keys(few),
+		DiscriminatedBy: []string{observed(few, "after some recipients the source refused: "+listed(factValues(few, "reply"))), "the first ones were accepted"},
+		Alternatives:    []string{"DX-21, a limit of messages or connections: it would not speak of recipients", "DX-08, a rule about the sender: it would have refused the first recipient"},
+		Remedy:          keyRemedy("Take as many recipients as by default.", o.keyChange("session.rcpt.max-recipients", "100", "as it is by default")),
+	}
+	return d
+}
+
 func causeMessageSize(o *observations) *result.Diagnosis {
 	size := o.find(query{ids: "relay.size", any: []string{"reply=5", "missing=250 SIZE"}})
 	if len(size) == 0 {
@@ -615,7 +632,7 @@ func causeNoChunking(o *observations) *result.Diagnosis {
 func causeSecondVerdict(o *observations) *result.Diagnosis {
 	refused := o.find(query{ids: "relay.*", endpoint: "smtp", facts: []string{"vantage=relay"}, any: []string{"reply=4", "reply=5", "reply=none"}})
 	refused = slices.DeleteFunc(refused, func(r *result.Result) bool {
-		return globs("relay.not-open-* relay.unknown-recipient relay.size relay.external-recipient", r.ID)
+		return globs("relay.not-open-* relay.unknown-recipient relay.size relay.external-recipient relay.many-recipients", r.ID)
 	})
 	checked := o.find(query{any: []string{"~SPF validation", "~DMARC policy", "~DKIM signatures", "~reverse DNS"}})
 	scored := concat(o.find(query{ids: "relay.no-second-verdict"}), o.find(query{any: []string{"~spam score"}}))

@@ -87,6 +87,7 @@ const (
 	ReceivedShowsOther
 	LoopsAccepted
 	EightBitMissing
+	UTF8Missing
 	EighthBitLost
 	NullSenderReplaced
 	QueueStands
@@ -191,6 +192,7 @@ var bugs = [count]Bug{
 	ReceivedShowsOther:   {"stalwart-received-shows-listener", "The Received field names the source's own address as the client's."},
 	LoopsAccepted:        {"stalwart-loops-accepted", "Received fields are not counted."},
 	EightBitMissing:      {"stalwart-8bitmime-missing", "8BITMIME is not offered."},
+	UTF8Missing:          {"stalwart-smtputf8-missing", "SMTPUTF8 is not offered."},
 	EighthBitLost:        {"stalwart-eighth-bit-lost", "The eighth bit of every octet of a message is lost."},
 	NullSenderReplaced:   {"stalwart-null-sender-replaced", "Return-Path names the source's MAILER-DAEMON for messages from the null sender."},
 	QueueStands:          {"stalwart-queue-stands", "Messages are accepted and queued, and nothing is delivered from the queue."},
