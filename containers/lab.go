@@ -311,6 +311,8 @@ func (l *Lab) fill(o Options, sources []*source, failed []error) error {
 		if src.stalwart != nil {
 			s.Admin = src.stalwart
 			s.Administrator = &run.Account{Address: harness.StalwartAdmin, Password: src.stalwart.secret}
+			limited := harness.StalwartLimitedAdmin(src.pool)
+			s.Limited = &limited
 		}
 		up = append(up, s)
 	}

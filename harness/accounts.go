@@ -18,6 +18,9 @@ const poolSize = 400
 // [run.Accounts]; what is released is handed out again, oldest first.
 type AccountPool struct {
 	all []run.Account
+	// limited is an administrator who may not read what is others', where the
+	// kind of source has one.
+	limited run.Account
 
 	mu    sync.Mutex
 	free  []int
@@ -31,7 +34,7 @@ func NewAccountPool(i int) *AccountPool { return NewAccountPoolOf(i, poolSize) }
 // NewAccountPoolOf is [NewAccountPool] with a number of accounts.
 func NewAccountPoolOf(i, size int) *AccountPool {
 	prefix := strings.ToLower(rand.Text()[:4])
-	p := &AccountPool{freed: make(chan struct{})}
+	p := &AccountPool{freed: make(chan struct{}), limited: run.Account{Address: prefix + "-limited-admin", Password: rand.Text()}}
 	for n := range size {
 		p.all = append(p.all, run.Account{
 			Address:  fmt.Sprintf("%s%02da%03d@%s", prefix, i, n, fixtures.Domain),

@@ -151,6 +151,8 @@ func StartReference(ctx context.Context, specs []SourceSpec, withProxy bool) (*R
 			r.sources = append(r.sources, s)
 			src.Accounts, src.Roots, src.Admin = pool, ca.Pool(), s
 			src.Administrator = &run.Account{Address: StalwartAdmin, Password: s.secret}
+			limited := StalwartLimitedAdmin(pool)
+			src.Limited = &limited
 			src.Logs = map[string]run.LogFunc{"mail": s.server.Log}
 			src.Config = s.configuration
 			for _, a := range pool.All() {

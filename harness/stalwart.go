@@ -31,6 +31,10 @@ const (
 	StalwartAdmin      = "admin"
 )
 
+// StalwartLimitedAdmin is the administrator of a lab's Stalwart who lacks the
+// permission to read what is others'. [StalwartSetup.Settle] creates it.
+func StalwartLimitedAdmin(pool *AccountPool) run.Account { return pool.limited }
+
 // A StalwartSetup is what layers make of one Stalwart: what its configuration
 // file holds, and what is done over its management API once it answers.
 type StalwartSetup struct {
@@ -123,6 +127,10 @@ func (s *StalwartSetup) Settle(ctx context.Context, source string, c *manage.Cli
 	}
 	if err := createAccounts(ctx, c, pool); err != nil {
 		return nil, fmt.Errorf("the accounts: %w", err)
+	}
+	limited := pool.limited
+	if err := c.Create(ctx, manage.Principal{Type: "individual", Name: limited.Address, Secrets: []string{limited.Password}, Roles: []string{"admin"}, Disabled: []string{"impersonate"}}); err != nil {
+		return nil, fmt.Errorf("the limited administrator: %w", err)
 	}
 	settings := []run.Setting{
 		// A server with a network has stored this by itself. Without it every

@@ -300,6 +300,8 @@ type Principal struct {
 	Secrets []string `json:"secrets,omitempty"`
 	Emails  []string `json:"emails,omitempty"`
 	Roles   []string `json:"roles,omitempty"`
+	// Disabled are permissions that the roles would give.
+	Disabled []string `json:"disabledPermissions,omitempty"`
 }
 
 // Create makes a principal.

@@ -80,7 +80,11 @@ func (x *execution) act(st *script.Act) error {
 		return nil
 	case "restart":
 		x.changed.restarted = true
+		began := time.Now()
 		err := admin.Restart(x.ctx)
+		if err == nil {
+			x.tr.Add("source", wire.Note, false, fmt.Sprintf("every listener was served again after %.1f s", time.Since(began).Seconds()))
+		}
 		x.changed.pending = err != nil
 		return x.acted(st, err)
 	case "unblock":

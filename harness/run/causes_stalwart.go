@@ -38,6 +38,7 @@ func stalwartCauses() []cause {
 		{"DX-07", sw, causeEHLOName},
 		{"DX-21", sw, causeInboundLimits},
 		{"DX-29", sw, causeMaxConnections},
+		{"MP-RECIPIENTS", sw, causeFewRecipients},
 		{"MP-SIZE", sw, causeMessageSize},
 		{"MP-CHUNKING", sw, causeNoChunking},
 		{"DX-08", sw, causeSecondVerdict},
@@ -522,7 +523,7 @@ func causeEHLOName(o *observations) *result.Diagnosis {
 func causeInboundLimits(o *observations) *result.Diagnosis {
 	limited := o.find(query{ids: "relay.throughput"})
 	limited = slices.DeleteFunc(limited, func(r *result.Result) bool {
-		return !hasFact(r, "reply=closed") && !hasFact(r, "reply=4") && !hasFact(r, "reply=5")
+		return !hasFact(r, "reply=closed") && !hasFact(r, "reply=4") && !hasFact(r, "reply=5") || hasFact(r, "~spam score")
 	})
 	banned := o.find(query{ids: "relay.recipient-errors"})
 	if len(limited)+len(banned) == 0 {
@@ -548,7 +549,7 @@ func causeInboundLimits(o *observations) *result.Diagnosis {
 			o.keyChange("session.data.limits.messages", "1000", "ten messages in one session by default"))
 	}
 	if len(banned) > 0 {
-		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(banned, "after forty recipients that do not exist the source closes every connection of the new server"))
+		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(banned, "after some dozens of recipients that do not exist the source closes every connection of the new server"))
 		for _, a := range relay {
 			changes = append(changes, o.keyChange("server.allowed-ip."+a, `""`, "thirty-five unknown recipients a day earn a ban by default"))
 		}
@@ -570,7 +571,7 @@ func causeMaxConnections(o *observations) *result.Diagnosis {
 		Title:           "the source holds only few connections at a time",
 		Means:           "All users come through the proxy. At busy times they are turned away without a word.",
 		Results:         keys(many),
-		DiscriminatedBy: []string{observed(many, "of two hundred connections some were closed or not greeted, and the first ones were")},
+		DiscriminatedBy: []string{observed(many, "of three hundred connections some were closed or not greeted, and the first ones were")},
 		Alternatives:    []string{"missing trust: the first clients were announced and believed"},
 		Remedy:          keyRemedy("Let the listener hold as many connections as it does by default, and restart.", changes...),
 	}
@@ -578,6 +579,22 @@ func causeMaxConnections(o *observations) *result.Diagnosis {
 		if c.Found != "" {
 			d.DiscriminatedBy = append(d.DiscriminatedBy, c.Setting+" is "+c.Found)
 		}
+	}
+	return d
+}
+
+func causeFewRecipients(o *observations) *result.Diagnosis {
+	few := o.find(query{ids: "relay.many-recipients", any: []string{"~Too many recipients"}})
+	if len(few) == 0 {
+		return nil
+	}
+	d := &result.Diagnosis{
+		Title:           "the source takes only a few recipients for one message",
+		Means:           "The new server hands a message over once for everybody at the source. The source takes it for some of them, and for the others it waits or bounces.",
+		Results:         keys(few),
+		DiscriminatedBy: []string{observed(few, "after some recipients the source refused: "+listed(factValues(few, "reply"))), "the first ones were accepted"},
+		Alternatives:    []string{"DX-21, a limit of messages or connections: it would not speak of recipients", "DX-08, a rule about the sender: it would have refused the first recipient"},
+		Remedy:          keyRemedy("Take as many recipients as by default.", o.keyChange("session.rcpt.max-recipients", "100", "as it is by default")),
 	}
 	return d
 }
@@ -615,10 +632,10 @@ func causeNoChunking(o *observations) *result.Diagnosis {
 func causeSecondVerdict(o *observations) *result.Diagnosis {
 	refused := o.find(query{ids: "relay.*", endpoint: "smtp", facts: []string{"vantage=relay"}, any: []string{"reply=4", "reply=5", "reply=none"}})
 	refused = slices.DeleteFunc(refused, func(r *result.Result) bool {
-		return globs("relay.not-open-* relay.unknown-recipient relay.size relay.external-recipient", r.ID)
+		return globs("relay.not-open-* relay.unknown-recipient relay.size relay.external-recipient relay.many-recipients", r.ID)
 	})
 	checked := o.find(query{any: []string{"~SPF validation", "~DMARC policy", "~DKIM signatures", "~reverse DNS"}})
-	scored := o.find(query{ids: "relay.no-second-verdict"})
+	scored := concat(o.find(query{ids: "relay.no-second-verdict"}), o.find(query{any: []string{"~spam score"}}))
 	junk := o.find(query{ids: "relay.*", any: []string{"recorded:mailbox=Junk"}})
 	refused = concat(refused, checked)
 	all := concat(refused, scored, junk)
@@ -642,7 +659,7 @@ func causeSecondVerdict(o *observations) *result.Diagnosis {
 		}
 	}
 	if len(scored)+len(junk) > 0 {
-		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(concat(scored, junk), "the delivered message carries a verdict of the source's own spam filter"))
+		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(concat(scored, junk), "the message was refused for a verdict of the source's own spam filter, or carries one"))
 		var from []string
 		for _, a := range o.addresses(Relay) {
 			from = append(from, "remote_ip == '"+a+"'")

@@ -58,6 +58,12 @@ func (e *env) Lookup(r script.Ref) (value, secret string, err error) {
 			return "", "", errNoAdministrator
 		}
 		return b64(a.Address + ":" + a.Password), "administrator", nil
+	case "basic-limited-admin":
+		a := e.source.Limited
+		if a == nil {
+			return "", "", errNoAdministrator
+		}
+		return b64(a.Address + ":" + a.Password), "limited-administrator", nil
 	case "public-name":
 		if e.target.Proxy == nil || e.target.Proxy.ServerName == "" {
 			return "", "", fmt.Errorf("the target names no public host")

@@ -112,6 +112,9 @@ func (r *runner) execute(ctx context.Context, it *item) (res result.Result, lost
 	if a := it.source.Administrator; a != nil {
 		secrets = append(secrets, wire.Secret{Name: "administrator", Value: a.Password})
 	}
+	if a := it.source.Limited; a != nil {
+		secrets = append(secrets, wire.Secret{Name: "limited-administrator", Value: a.Password})
+	}
 	x.tr = wire.NewTranscript(wire.NewRedactor(secrets...))
 
 	if it.source.Admin != nil && slices.Contains(it.scenario.Hazards, "ban") {

@@ -189,7 +189,7 @@ func (l *limiter) unreachable(it *item) (result.Verdict, string) {
 	}
 	for _, r := range it.scenario.Refs() {
 		switch {
-		case r.Name == "basic-admin" && it.source.Admin == nil:
+		case (r.Name == "basic-admin" || r.Name == "basic-limited-admin") && it.source.Admin == nil:
 			return result.Unsupported, "it signs in as the source's administrator, which nobody does at a site: labs judge it"
 		case r.Name == "public-name" && public:
 			return result.Inconclusive, "it asks for the name by which clients know the proxy, and the site names no proxy: to judge it, add [proxy]"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/textproto"
 	"strings"
 	"time"
 
@@ -211,6 +212,9 @@ func (j *judgement) matches(r *witness.Record, w *script.Want) bool {
 func (j *judgement) values(r *witness.Record, field string) []string {
 	if field == "line" {
 		return r.Lines
+	}
+	if _, ok := r.Fields[field]; !ok && r.Kind == witness.Kind("message") {
+		return r.Fields[textproto.CanonicalMIMEHeaderKey(field)] // however the scenario spells it
 	}
 	return r.Fields[field]
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/script"
 	"github.com/mailproof/mailproof/harness/witness"
 )
 
@@ -38,6 +39,13 @@ func (r *runner) stopped(ctx context.Context, res *result.Result) bool {
 	return true
 }
 
+// An address is one that a source sees somebody act from.
+type address struct {
+	source  *Source
+	vantage string
+	family  Family
+}
+
 // A runner executes one plan.
 type runner struct {
 	target *Target
@@ -47,6 +55,7 @@ type runner struct {
 	logs     map[*Source]*witness.Log
 	logWhy   map[*Source]string // why there is no log
 	alone    map[*Source]*sync.RWMutex
+	own      map[address]*sync.RWMutex // held by whoever acts from there
 	seed     string
 	serial   atomic.Uint64
 	barriers atomic.Uint64
@@ -85,7 +94,7 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 	}
 	r := &runner{target: t, opts: o, plan: plan, seed: o.Seed, care: newCare(t, o),
 		logs: make(map[*Source]*witness.Log), logWhy: make(map[*Source]string),
-		alone: make(map[*Source]*sync.RWMutex), isUp: make(map[*Source]bool), dead: make(map[*Source]string), spoiled: make(map[*Source]string)}
+		alone: make(map[*Source]*sync.RWMutex), own: make(map[address]*sync.RWMutex), isUp: make(map[*Source]bool), dead: make(map[*Source]string), spoiled: make(map[*Source]string)}
 	if r.seed == "" {
 		r.seed = drawSeed()
 	}
@@ -101,6 +110,11 @@ func Run(ctx context.Context, t *Target, o Options) (*result.Run, error) {
 	}
 	for _, s := range t.Sources {
 		r.alone[s] = &sync.RWMutex{}
+		for _, v := range Vantages() {
+			for _, f := range []Family{IP4, IP6} {
+				r.own[address{s, v, f}] = &sync.RWMutex{}
+			}
+		}
 		r.openLog(ctx, s)
 	}
 	defer r.closeLogs()
@@ -186,6 +200,27 @@ func (r *runner) all(ctx context.Context) []result.Result {
 	for i := range order {
 		order[i] = i
 	}
+	// What acts from an address that somebody needs for itself comes first, and
+	// then who needs it: the rest runs beside that.
+	shared := make(map[address]bool)
+	for _, it := range items {
+		if it.ownAddress() && it.verdict == "" {
+			for _, a := range it.addresses() {
+				shared[a] = true
+			}
+		}
+	}
+	turn := func(it *item) int {
+		switch {
+		case it.alone():
+			return 3
+		case it.ownAddress():
+			return 1
+		case slices.ContainsFunc(it.addresses(), func(a address) bool { return shared[a] }):
+			return 0
+		}
+		return 2
+	}
 	slices.SortStableFunc(order, func(a, b int) int {
 		ia, ib := items[a], items[b]
 		switch ra, rb := r.care.risky(ia), r.care.risky(ib); {
@@ -199,11 +234,8 @@ func (r *runner) all(ctx context.Context) []result.Result {
 				return -1
 			}
 			return 1
-		case ia.alone() != ib.alone():
-			if ib.alone() {
-				return -1
-			}
-			return 1
+		case turn(ia) != turn(ib):
+			return turn(ia) - turn(ib)
 		}
 		return ib.weight - ia.weight
 	})
@@ -300,6 +332,19 @@ func (r *runner) repeat(ctx context.Context, it *item) result.Result {
 // alone says whether nothing else may run against the item's source meanwhile.
 func (it *item) alone() bool { return it.scenario.IsAlone(it.source.Kind) }
 
+// ownAddress says whether nobody else may act from the item's addresses
+// meanwhile.
+func (it *item) ownAddress() bool { return it.scenario.Isolation == script.OwnAddress }
+
+// addresses lists those that the item acts from, always in the same order.
+func (it *item) addresses() []address {
+	var out []address
+	for _, v := range it.scenario.Vantages() {
+		out = append(out, address{it.source, v, Family(it.facet.Family)})
+	}
+	return out
+}
+
 // worse orders verdicts by how much they say against a claim.
 func worse(a, b result.Verdict) bool {
 	rank := map[result.Verdict]int{result.Fail: 4, result.Error: 3, result.Inconclusive: 2, result.Unsupported: 1, result.Pass: 0}
@@ -322,6 +367,15 @@ func (r *runner) isolated(ctx context.Context, it *item, tries *[]result.Verdict
 	} else {
 		mu.RLock()
 		defer mu.RUnlock()
+		for _, a := range it.addresses() {
+			if it.ownAddress() {
+				r.own[a].Lock()
+				defer r.own[a].Unlock()
+			} else {
+				r.own[a].RLock()
+				defer r.own[a].RUnlock()
+			}
+		}
 	}
 	if why := r.isSpoiled(it.source); why != "" {
 		res := it.blank()

@@ -139,6 +139,9 @@ type Source struct {
 	Accounts Accounts
 	// Administrator may read every account; nil where none is named.
 	Administrator *Account
+	// Limited is an administrator who lacks the permission to read what is
+	// others'; nil where none is named.
+	Limited *Account
 	// Logs are opened once, before the first connection of a run. The key says
 	// what is read there ("mail"); empty when no log can be read.
 	Logs map[string]LogFunc

@@ -16,7 +16,7 @@ import (
 // Bounds of a scenario: what goes beyond is a mistake or an attack.
 const (
 	maxScenario   = 256 << 10 // octets
-	maxLoop       = 200       // repetitions of one for
+	maxLoop       = 300       // repetitions of one for
 	maxSteps      = 5000      // after expansion
 	maxFragDepth  = 4
 	maxWithin     = 2 * time.Minute

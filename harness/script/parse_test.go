@@ -45,7 +45,7 @@ func TestParseAcceptsTheSmallestScenario(t *testing.T) {
 
 // A scenario may want to be alone at one kind of source.
 func TestAloneAtAKind(t *testing.T) {
-	for value, at := range map[string][2]bool{"account": {false, false}, "alone": {true, true}, "alone@dovecot-postfix": {true, false}} {
+	for value, at := range map[string][2]bool{"account": {false, false}, "address": {false, false}, "alone": {true, true}, "alone@dovecot-postfix": {true, false}} {
 		s, err := script.Parse("s.txtar", []byte(header[:len(header)-1]+"isolation: "+value+"\n\n"+body), nil)
 		assert.NilError(t, err)
 		assert.Equal(t, [2]bool{s.IsAlone("dovecot-postfix"), s.IsAlone("stalwart")}, at, value)
@@ -109,7 +109,7 @@ func TestParseNamesWhatIsWrong(t *testing.T) {
 		"fragment needs":       {header + body + "use greet A\n", `the fragment "greet" needs the parameter "must"`},
 		"fragment fault":       {header + body + "use greet A must=${tokn}\n", `_fragments/greet.txtar:4:6: there is no variable "tokn"; did you mean "token"? (used at s.txtar:12)`},
 		"loop form":            {header + body + "for n in 1-3 {\n}\n", "the loop is not complete; write: for n in 1..51 {"},
-		"loop too long":        {header + body + "for n in 1..999 {\nA -> a$n NOOP\n}\n", "1..999 is not allowed; at most 200 repetitions"},
+		"loop too long":        {header + body + "for n in 1..999 {\nA -> a$n NOOP\n}\n", "1..999 is not allowed; at most 300 repetitions"},
 		"block unclosed":       {header + body + "if ip4 {\nA -> a1 NOOP\n", "the block has no end"},
 		"condition":            {header + body + "if dovecot-postfix@sid {\nA -> a1 NOOP\n}\n", `unknown condition "dovecot-postfix@sid"`},
 		"phase in block":       {header + body + "if ip4 {\n# no\nA -> a1 NOOP\nA <- a1 OK {}\n}\n", "a phase cannot begin inside a block"},

@@ -1,6 +1,7 @@
 package script
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -51,10 +52,12 @@ func (s *Scenario) RequirementsOf(kind string) []string {
 // Isolation is what a scenario must not share while it runs.
 type Isolation string
 
-// The isolations. Account: the accounts it uses are its own. Alone: nothing
-// else runs against the same source.
+// The isolations. Account: the accounts it uses are its own. Address: nothing
+// else acts from the addresses that it acts from, against the same source.
+// Alone: nothing else runs against the same source.
 const (
 	OwnAccount Isolation = "account"
+	OwnAddress Isolation = "address"
 	Alone      Isolation = "alone"
 )
 
@@ -62,6 +65,22 @@ const (
 // the scenario does.
 func (s *Scenario) IsAlone(kind string) bool {
 	return s.Isolation == Alone && (s.AloneAt == "" || s.AloneAt == kind)
+}
+
+// Vantages lists whom the scenario acts as against a source: its own vantages,
+// and the proxy where it acts through it.
+func (s *Scenario) Vantages() []string {
+	var out []string
+	s.Walk(func(st Step) {
+		if o, ok := st.(*Open); ok {
+			out = append(out, o.Vantage)
+			if o.Target == "proxy" {
+				out = append(out, "proxy")
+			}
+		}
+	})
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // A Phase is a titled group of steps.

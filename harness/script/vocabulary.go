@@ -9,7 +9,7 @@ var (
 	endpoints    = []string{"imap", "imaps", "pop3", "pop3s", "submission", "submissions", "sieve", "smtp", "https", "http"}
 	families     = []string{"ip4", "ip6"}
 	levels       = []string{"must", "should", "may"}
-	isolations   = []string{string(OwnAccount), string(Alone)}
+	isolations   = []string{string(OwnAccount), string(OwnAddress), string(Alone)}
 	witnessKinds = []string{"login", "failed-login", "transaction", "rejection", "line", "message"}
 	witnessWords = []string{"log", "message", "capability", "effect"}
 	hazards      = []string{"ban", "flood", "loop", "restart"}
@@ -76,6 +76,7 @@ func Variables() []Variable {
 		{"basic", "HTTP Basic credentials of an account: ${basic alice}"},
 		{"basic-wrong", "the same with a wrong password"},
 		{"basic-admin", "HTTP Basic credentials of the source's administrator"},
+		{"basic-limited-admin", "the same of an administrator who lacks the permission to read what is others'"},
 		{"master", "the name of a master user of this execution alone, to be set"},
 		{"master-secret", "the password of that master user; shown as <secret:master>"},
 		{"xclient", "an address as SMTP spells it, with IPV6: where needed: ${xclient client}"},
@@ -114,7 +115,7 @@ func (r Ref) Credentials() (user string, ok bool) {
 
 // secret says whether a reference's value must never be shown.
 func (r Ref) secret() bool {
-	return strings.HasPrefix(r.Name, "secret.") || r.Name == "basic" || r.Name == "basic-wrong" || r.Name == "basic-admin" || r.Name == "master-secret" || strings.HasPrefix(r.Name, "sasl.") || r.Name == "wrong"
+	return strings.HasPrefix(r.Name, "secret.") || r.Name == "basic" || r.Name == "basic-wrong" || r.Name == "basic-admin" || r.Name == "basic-limited-admin" || r.Name == "master-secret" || strings.HasPrefix(r.Name, "sasl.") || r.Name == "wrong"
 }
 
 // file names the attached file that a reference is about.

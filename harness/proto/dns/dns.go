@@ -57,10 +57,14 @@ type Zone struct {
 	// Broken are names whose questions are answered with a failure of the
 	// server, as a zone is whose own servers are away.
 	Broken []string
+	// Silent are names whose questions are not answered at all.
+	Silent []string
 }
 
 // ParseZone reads a zone: one record a line, as "NAME TYPE VALUE", or "NAME
-// SERVFAIL" for a name whose questions fail. A line that begins with # says
+// SERVFAIL" for a name whose questions fail, "NAME SILENT" for one whose
+// questions nobody answers, or "ADDRESS LISTED ZONE" for an address that stands
+// on the block list of that zone (RFC 5782). A line that begins with # says
 // nothing. An address may be written for the NAME of a PTR record.
 func ParseZone(file, text string) (*Zone, error) {
 	z := &Zone{}
@@ -81,6 +85,13 @@ func ParseZone(file, text string) (*Zone, error) {
 			z.Broken = append(z.Broken, plain(name))
 			continue
 		}
+		if word == "SILENT" && value == "" {
+			z.Silent = append(z.Silent, plain(name))
+			continue
+		}
+		if a, err := netip.ParseAddr(name); word == "LISTED" && err == nil {
+			name, word, value = Listed(a, value), "A", "127.0.0.2"
+		}
 		r := Record{Name: plain(name), Value: value}
 		for _, t := range typeNames {
 			if t.name == word {
@@ -88,7 +99,7 @@ func ParseZone(file, text string) (*Zone, error) {
 			}
 		}
 		if r.Type == 0 {
-			return nil, bad("%q is no type of record: write A, AAAA, MX, PTR, TXT or SERVFAIL", word)
+			return nil, bad("%q is no type of record: write A, AAAA, MX, PTR, TXT, LISTED after an address, SERVFAIL or SILENT", word)
 		}
 		if a, err := netip.ParseAddr(name); r.Type == PTR && err == nil {
 			r.Name = Reverse(a)
@@ -108,6 +119,14 @@ func plain(name string) string { return strings.ToLower(strings.TrimSuffix(name,
 
 // Reverse is the name that the records of an address stand under.
 func Reverse(a netip.Addr) string {
+	if a.Unmap().Is4() {
+		return Listed(a, "in-addr.arpa")
+	}
+	return Listed(a, "ip6.arpa")
+}
+
+// Listed is the name under which a list of addresses has one (RFC 5782, 2.1 and 2.4).
+func Listed(a netip.Addr, list string) string {
 	a = a.Unmap()
 	var parts []string
 	if a.Is4() {
@@ -115,13 +134,13 @@ func Reverse(a netip.Addr) string {
 			parts = append(parts, strconv.Itoa(int(b)))
 		}
 		slices.Reverse(parts)
-		return strings.Join(parts, ".") + ".in-addr.arpa"
+		return strings.Join(append(parts, list), ".")
 	}
 	for _, b := range a.As16() {
 		parts = append(parts, fmt.Sprintf("%x", b>>4), fmt.Sprintf("%x", b&15))
 	}
 	slices.Reverse(parts)
-	return strings.Join(parts, ".") + ".ip6.arpa"
+	return strings.Join(append(parts, list), ".")
 }
 
 // The answers that a server can give (RFC 1035, 4.1.1).
@@ -173,6 +192,9 @@ func (z *Zone) Answer(query []byte, limit int) []byte {
 	reply = append(reply, query[headerAt:next+4]...) // the question as it was spelled
 	reply[5] = 1
 	question := len(reply)
+	if slices.Contains(z.Silent, name) {
+		return nil
+	}
 	if slices.Contains(z.Broken, name) {
 		reply[3] = codeFailure
 		return reply

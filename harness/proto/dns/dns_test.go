@@ -25,6 +25,9 @@ example MX 10 host.example
 example TXT v=spf1 -all
 long.example TXT ` + "k=" + longText + `
 away.example SERVFAIL
+silent.example SILENT
+192.0.2.1 LISTED list.example
+2001:db8::1 LISTED list.example
 `
 
 const longText = "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789" +
@@ -67,6 +70,7 @@ func TestAResolverReadsTheZone(t *testing.T) {
 			{func() ([]string, error) { return r.LookupAddr(ctx, "192.0.2.1") }, "host.example."},
 			{func() ([]string, error) { return r.LookupAddr(ctx, "2001:db8::1") }, "host.example."},
 			{func() ([]string, error) { return r.LookupTXT(ctx, "example.") }, "v=spf1 -all"},
+			{func() ([]string, error) { return r.LookupHost(ctx, "1.2.0.192.list.example.") }, "127.0.0.2"},
 			{func() ([]string, error) { return r.LookupTXT(ctx, "long.example.") }, "k=" + longText},
 			{func() ([]string, error) {
 				mx, err := r.LookupMX(ctx, "example.")
@@ -104,6 +108,7 @@ func TestWhatIsNoQuestion(t *testing.T) {
 		"another operation":   {"\x12\x34\x21\x00" + string(question[4:]), 4},
 		"no question":         {string(question[:4]) + "\x00\x00" + string(question[6:]), 1},
 		"two questions":       {string(question[:4]) + "\x00\x02" + string(question[6:]), 1},
+		"nobody answers":      {"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06SILENT\x07example\x00\x00\x01\x00\x01", -1},
 		"cut off":             {string(question[:20]), 1},
 		"cut off at its type": {string(question[:len(question)-2]), 1},
 		"a compressed name":   {string(question[:12]) + "\xC0\x0C\x00\x01\x00\x01", 1},
@@ -129,6 +134,7 @@ func TestZonesThatAreWrong(t *testing.T) {
 	for line, want := range map[string]string{
 		"host.example":                           "is no type of record",
 		"host.example CNAME other":               "is no type of record",
+		"host.example LISTED list.example":       "is no type of record",
 		"host.example A 2001:db8::1":             "is no address",
 		"host.example AAAA 192.0.2.1":            "is no address",
 		"host.example MX host.example":           "is no preference",

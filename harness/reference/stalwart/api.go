@@ -349,6 +349,7 @@ type principalSet struct {
 	Emails      some   `json:"emails"`
 	Roles       some   `json:"roles"`
 	MemberOf    some   `json:"memberOf"`
+	Disabled    some   `json:"disabledPermissions"`
 	Members     some   `json:"members"`
 }
 
@@ -403,7 +404,7 @@ func (in *session) apiPrincipal(r *request, name string, named bool) *response {
 			return bad()
 		}
 		id, e := dir.create(&principal{kind: set.Type, name: set.Name, description: set.Description, quota: set.Quota, secrets: set.Secrets,
-			emails: set.Emails, roles: set.Roles, memberOf: set.MemberOf, members: set.Members})
+			emails: set.Emails, roles: set.Roles, memberOf: set.MemberOf, members: set.Members, disabled: set.Disabled})
 		if e != nil {
 			return failed(*e)
 		}
@@ -466,7 +467,7 @@ func (in *session) apiPrincipal(r *request, name string, named bool) *response {
 
 // patch changes one field of a principal, and says whether it can.
 func patch(p *principal, action, name string, raw json.RawMessage) bool {
-	lists := map[string]*[]string{"secrets": &p.secrets, "emails": &p.emails, "roles": &p.roles, "memberOf": &p.memberOf, "members": &p.members}
+	lists := map[string]*[]string{"secrets": &p.secrets, "emails": &p.emails, "roles": &p.roles, "memberOf": &p.memberOf, "members": &p.members, "disabledPermissions": &p.disabled}
 	if list, ok := lists[name]; ok {
 		var v some
 		if json.Unmarshal(raw, &v) != nil {

@@ -281,6 +281,26 @@ var observations = map[string]struct {
 		}
 		return "not"
 	}},
+	"stalwart-smtputf8-missing": {"offered", func(_ *testing.T, l *lab) string {
+		c := l.open(relayAt, 25)
+		c.reply()
+		c.say("EHLO new.example.test")
+		for {
+			switch s := c.line(); {
+			case strings.Contains(s, "SMTPUTF8"):
+				return "offered"
+			case s[3] == ' ':
+				return "not"
+			}
+		}
+	}},
+	"stalwart-rewrites-header": {"as it was", func(_ *testing.T, l *lab) string {
+		m := l.relayed("a@b.example", "alice@example.test", "DKIM-Signature: v=1;\r\n b=AA==\r\nFrom: A <a@b.example>\r\nSubject: b\r\n\r\nb\r\n.")[0]
+		if strings.HasSuffix(m, "DKIM-Signature: v=1;\r\n b=AA==\r\nFrom: A <a@b.example>\r\nSubject: b\r\n\r\nb\r\n") {
+			return "as it was"
+		}
+		return m
+	}},
 	"stalwart-eighth-bit-lost": {"\xc3\xbc", func(_ *testing.T, l *lab) string {
 		m := l.relayed("a@b.example", "alice@example.test", "Subject: b\r\n\r\n\xc3\xbc\r\n.")[0]
 		return m[len(m)-4 : len(m)-2]

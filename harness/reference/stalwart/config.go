@@ -49,11 +49,16 @@ type core struct {
 
 	limiters []*limiter
 	spam     bool
+	lists    []*blockList
 	greylist time.Duration
 	deliver  bool // the header Delivered-To
 
 	tracing tracing
 }
+
+// A blockList is one of spam-filter.dnsbl.server: which name is asked for an
+// address, and what a message is marked with where it has an address.
+type blockList struct{ zone, tag *choice }
 
 // A limiter is one of queue.limiter.inbound.
 type limiter struct {
@@ -384,6 +389,16 @@ func (r *configReader) read(osName string) *core {
 	c.hasStore = r.text("storage.data", "") != ""
 	c.readLimiters(r)
 	c.spam = r.boolean("spam-filter.enable", true)
+	const lists = "spam-filter.dnsbl.server"
+	for _, id := range r.ids(lists) {
+		at := lists + "." + id
+		if !r.boolean(at+".enable", true) || r.text(at+".scope", "") != "ip" {
+			continue
+		}
+		if l := (&blockList{r.choice(at + ".zone"), r.choice(at + ".tag")}); l.zone != nil && l.tag != nil {
+			c.lists = append(c.lists, l)
+		}
+	}
 	c.greylist = r.duration("spam-filter.grey-list.duration", 0)
 	c.deliver = r.boolean("session.data.add-headers.delivered-to", true)
 	if r.boolean("spam-filter.pyzor.enable", true) {

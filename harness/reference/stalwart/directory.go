@@ -19,6 +19,7 @@ type principal struct {
 	roles       []string
 	memberOf    []string
 	members     []string
+	disabled    []string // permissions
 	quota       int
 	admin       bool
 }

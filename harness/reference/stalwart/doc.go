@@ -40,6 +40,8 @@
 //	                                   against Config.Zone; of ARC only that it is absent
 //	  queue.limiter.inbound.ID.{key rate enable match}
 //	  spam-filter.enable               without rules: every message is ham
+//	  spam-filter.dnsbl.server.ID.{enable scope zone tag}, spam-filter.list.scores.TAG
+//	                                   of scope ip, of the client alone; "reject" alone weighs
 //	  spam-filter.grey-list.duration, spam-filter.pyzor.{enable host}
 //	  imap.auth.{allow-plain-text max-failures}, imap.timeout.{anonymous authenticated}
 //	  authentication.fallback-admin.{user secret}, authentication.master.{user secret}

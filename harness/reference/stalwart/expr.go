@@ -38,6 +38,9 @@ var constants = map[string][]string{
 	"queue":   {"optional", "require", "disable", "ipv4_only", "ipv6_only", "ipv4_then_ipv6", "ipv6_then_ipv4"},
 }
 
+// furtherVariables are names that expressions about addresses may use as well.
+var furtherVariables = map[string][]string{"spam-filter": {"ip", "ip_reverse"}}
+
 // maxExpr bounds an expression, in octets, and maxDepth how deep it nests.
 const (
 	maxExpr  = 16 << 10
@@ -50,7 +53,7 @@ func parseExpr(key, text string) (expr, error) {
 		return nil, said("Invalid expression")
 	}
 	room, _, _ := strings.Cut(key, ".")
-	p := &exprReader{in: text, constants: constants[room]}
+	p := &exprReader{in: text, constants: constants[room], further: furtherVariables[room]}
 	e, err := p.binary(0, 0)
 	if err != nil {
 		return nil, err
@@ -69,6 +72,7 @@ type exprReader struct {
 	in        string
 	at        int
 	constants []string
+	further   []string
 }
 
 func (p *exprReader) blank() {
@@ -243,7 +247,7 @@ func (p *exprReader) word() (expr, error) {
 		}
 	case slices.Contains(p.constants, w):
 		return literal{w}, nil
-	case variables[w]:
+	case variables[w], slices.Contains(p.further, w):
 		return variable(w), nil
 	}
 	// The word goes on to where an operator could stand.

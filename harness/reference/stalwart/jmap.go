@@ -175,7 +175,7 @@ func (in *session) mayRead(who *principal, account string) bool {
 
 // readsAll says whether somebody may read what is not its own.
 func (in *session) readsAll(who *principal) bool {
-	return who.admin && !in.srv.bugs.Has(bug.AdministratorReadsNothing) || in.srv.bugs.Has(bug.EveryoneReads)
+	return who.admin && !slices.Contains(who.disabled, "impersonate") && !in.srv.bugs.Has(bug.AdministratorReadsNothing) || in.srv.bugs.Has(bug.EveryoneReads)
 }
 
 // accountOf finds the account of an id.

@@ -243,7 +243,7 @@ func (s *smtpSession) ehlo(name string, extended bool) bool {
 	add(s.chooseBool("session.extensions.vrfy"), "VRFY")
 	add(s.chooseBool("session.extensions.expn"), "EXPN")
 	add(!s.isTLS && s.listener.tls && !(s.srv.bugs.Has(bug.STARTTLSMissing) && s.listener.id != "smtp"), "STARTTLS")
-	add(true, "SMTPUTF8")
+	add(!s.srv.bugs.Has(bug.UTF8Missing), "SMTPUTF8")
 	if n := s.chooseInt("session.data.limits.size", 25<<20); n > 0 {
 		add(true, "SIZE "+strconv.Itoa(n))
 	}

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net/mail"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/mailproof/mailproof/harness/proto/dns"
 	"github.com/mailproof/mailproof/harness/reference/source/mailbox"
 	"github.com/mailproof/mailproof/harness/reference/stalwart/bug"
 )
@@ -225,7 +227,14 @@ func (s *smtpSession) queue() string {
 	}
 	filtered := s.core.spam && s.who == nil && s.chooseBool("session.data.spam-filter")
 	if filtered {
-		own.WriteString(s.spamResult(raw, fields))
+		listed := s.listed()
+		for _, tag := range listed {
+			if s.core.keys["spam-filter.list.scores."+tag] == "reject" {
+				s.sent++
+				return "550 5.7.1 Message rejected due to excessive spam score."
+			}
+		}
+		own.WriteString(s.spamResult(fields, listed))
 	}
 	if s.chooseBool("session.data.add-headers.return-path") {
 		path := lowerDomain(s.sender.address)
@@ -259,6 +268,9 @@ func (s *smtpSession) queue() string {
 	message := append([]byte(own.String()), raw...)
 	if s.srv.bugs.Has(bug.RewritesBody) {
 		message = append(bytes.TrimSuffix(message, []byte("\r\n")), "\r\n-- \r\nScanned and found well.\r\n"...)
+	}
+	if s.srv.bugs.Has(bug.RewritesHeader) {
+		message = rewritten(message, fields)
 	}
 	if s.srv.bugs.Has(bug.EighthBitLost) {
 		for i := range message {
@@ -381,10 +393,57 @@ func isReserved(name string) bool {
 	return slices.Contains([]string{"test", "example", "invalid", "localhost", "local", "internal", "lan", "home"}, last)
 }
 
+// rewritten is a message without its signatures and its author's name.
+func rewritten(message []byte, fields []headerField) []byte {
+	for _, f := range fields {
+		switch f.name {
+		case "dkim-signature":
+			message = bytes.Replace(message, []byte(f.raw), nil, 1)
+		case "from":
+			if a, err := mail.ParseAddress(f.value); err == nil {
+				message = bytes.Replace(message, []byte(f.raw), []byte("From: <"+a.Address+">\r\n"), 1)
+			}
+		}
+	}
+	return message
+}
+
+// listed asks the block lists about who hands a message over, and returns what
+// it is marked with. Nobody is asked about an address that is allowed.
+func (s *smtpSession) listed() []string {
+	a := s.remote.Addr()
+	if within(s.core.allowed, a) {
+		return nil
+	}
+	var tags []string
+	for _, l := range s.core.lists {
+		if name := text(l.zone.eval(ofAddress{s.session, a})); len(s.srv.cfg.Zone.addr(name)) > 0 {
+			tags = append(tags, text(l.tag.eval(ofAddress{s.session, a})))
+		}
+	}
+	return tags
+}
+
+// ofAddress is the scope of expressions about an address.
+type ofAddress struct {
+	*session
+	address netip.Addr
+}
+
+func (o ofAddress) variable(name string) any {
+	switch name {
+	case "ip":
+		return o.address.String()
+	case "ip_reverse":
+		return strings.TrimSuffix(dns.Listed(o.address, ""), ".")
+	}
+	return o.session.variable(name)
+}
+
 // spamResult is what the filter says of a message without its rules: tags
 // that weigh nothing.
-func (s *smtpSession) spamResult(raw []byte, fields []headerField) string {
-	tags := []string{"ARC_NA", "SINGLE_SHORT_PART"}
+func (s *smtpSession) spamResult(fields []headerField, listed []string) string {
+	tags := append([]string{"ARC_NA", "SINGLE_SHORT_PART"}, listed...)
 	add := func(on bool, yes, no string) {
 		if on && yes != "" {
 			tags = append(tags, yes)

@@ -84,11 +84,13 @@ const (
 	BDATLastIgnored
 	DotStuffingKept
 	RewritesBody
+	RewritesHeader
 	OneBadRefusesAll
 	NullSenderRefused
 	ReceivedShowsOther
 	LoopsAccepted
 	EightBitMissing
+	UTF8Missing
 	EighthBitLost
 	NullSenderReplaced
 	QueueStands
@@ -190,11 +192,13 @@ var bugs = [count]Bug{
 	BDATLastIgnored:      {"stalwart-bdat-last-ignored", "The last chunk of a message is answered like any other, and nothing is queued."},
 	DotStuffingKept:      {"stalwart-dot-stuffing-kept", "The dots that a client doubled are not taken away."},
 	RewritesBody:         {"stalwart-rewrites-body", "A line is added to every message."},
+	RewritesHeader:       {"stalwart-rewrites-header", "A message's author loses the name, and its signature is taken away."},
 	OneBadRefusesAll:     {"stalwart-one-bad-refuses-all", "A message of which one recipient was refused is refused for all."},
 	NullSenderRefused:    {"stalwart-null-sender-refused", "Messages from the null sender are refused."},
 	ReceivedShowsOther:   {"stalwart-received-shows-listener", "The Received field names the source's own address as the client's."},
 	LoopsAccepted:        {"stalwart-loops-accepted", "Received fields are not counted."},
 	EightBitMissing:      {"stalwart-8bitmime-missing", "8BITMIME is not offered."},
+	UTF8Missing:          {"stalwart-smtputf8-missing", "SMTPUTF8 is not offered."},
 	EighthBitLost:        {"stalwart-eighth-bit-lost", "The eighth bit of every octet of a message is lost."},
 	NullSenderReplaced:   {"stalwart-null-sender-replaced", "Return-Path names the source's MAILER-DAEMON for messages from the null sender."},
 	QueueStands:          {"stalwart-queue-stands", "Messages are accepted and queued, and nothing is delivered from the queue."},
