@@ -55,6 +55,7 @@ const (
 
 	// Lines and greetings.
 	NoGreeting
+	TurnsAway
 	GreetingBareLF
 	GreetingLate
 	AddressLiteralRefused
@@ -127,6 +128,7 @@ var bugs = [count]Bug{
 	SASLIRRefused:          {"sasl-ir-refused", "PLAIN with an initial response is refused."},
 
 	NoGreeting:            {"no-greeting", "Connections are accepted and nothing is ever said on them."},
+	TurnsAway:             {"turns-away", "Whoever connects is told that there are too many connections, and hung up on."},
 	GreetingBareLF:        {"greeting-bare-lf", "Lines end in LF alone."},
 	GreetingLate:          {"greeting-late", "The greeting comes 8 seconds late."},
 	AddressLiteralRefused: {"address-literal-refused", "EHLO with an address literal, or with a name without a dot, is refused at once."},
