@@ -95,6 +95,11 @@ func (s *socksVantage) serve(ctx context.Context, c *net.TCPConn) {
 	}
 	reply = append(reply, local.Addr().Unmap().AsSlice()...)
 	c.Write(append(reply, byte(local.Port()>>8), byte(local.Port())))
+	carry(c, up)
+}
+
+// carry copies both ways until both have ended.
+func carry(c *net.TCPConn, up net.Conn) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -117,6 +122,7 @@ type foreign struct {
 	dir string
 	via map[string]string // SOCKS servers by vantage
 	env map[string]string
+	ssh string // the program that is used as ssh; empty for the system's
 }
 
 func standForeign(ctx context.Context, t *testing.T, specs ...harness.SourceSpec) *foreign {
@@ -173,7 +179,7 @@ func (f *foreign) judge(ctx context.Context, t *testing.T, text string, opts ...
 	t.Helper()
 	file, err := site.Parse(filepath.Join(f.dir, "site.toml"), []byte(text))
 	assert.NilError(t, err)
-	target, err := site.Open(ctx, file, site.Options{Env: func(name string) (string, bool) { v, ok := f.env[name]; return v, ok }})
+	target, err := site.Open(ctx, file, site.Options{SSH: f.ssh, Env: func(name string) (string, bool) { v, ok := f.env[name]; return v, ok }})
 	assert.NilError(t, err)
 	found, err := harness.Run(ctx, target, append([]harness.Option{harness.Rate(500)}, opts...)...)
 	assert.NilError(t, err)
