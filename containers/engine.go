@@ -135,6 +135,7 @@ type spec struct {
 	env        map[string]string
 	stdin      bool   // its standard input is ours, and ends with us
 	ns         string // the container whose network namespace it shares
+	pid        string // the container whose processes it sees
 	joints     []joint
 	files      []file
 	labels     map[string]string
@@ -202,6 +203,9 @@ func (e *engine) create(ctx context.Context, s spec) (testcontainers.Container, 
 		HostConfigModifier: func(h *container.HostConfig) {
 			h.CapAdd, h.Tmpfs = s.caps, s.tmpfs
 			h.LogConfig = container.LogConfig{Type: "json-file"}
+			if s.pid != "" {
+				h.PidMode = container.PidMode("container:" + s.pid)
+			}
 			if s.ns != "" {
 				h.NetworkMode = container.NetworkMode("container:" + s.ns)
 				return

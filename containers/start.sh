@@ -63,7 +63,8 @@ if [ "$dovecot_log" = syslog ] || [ -z "$postfix_log" ]; then
 	# There is no kernel log to read here.
 	sed -i '/imklog/d' /etc/rsyslog.conf
 	rsyslogd -iNONE 2>/mailproof/words || refuse start rsyslogd
-	tail -n +1 -F /var/log/mail.log 2>/dev/null &
+	# Where it is not told of changes it looks for them, and then every second would be long.
+	tail -s 0.1 -n +1 -F /var/log/mail.log 2>/dev/null &
 fi
 
 end() {

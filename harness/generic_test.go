@@ -12,6 +12,8 @@ import (
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness"
 	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/run"
+	"github.com/mailproof/mailproof/harness/script"
 )
 
 // asGeneric makes the site's source one of which nothing is known but how it is
@@ -101,6 +103,64 @@ func TestGenericSourcesDeclaredTruthfully(t *testing.T) {
 	}
 }
 
+// misbehaving is a reference source that has a bug.
+func misbehaving(to, bug string) harness.SourceSpec {
+	spec := genericSpec(to)
+	spec.Bugs = []string{bug}
+	return spec
+}
+
+// A source of which nothing but IMAP is declared, and that does not know what ID
+// can announce, is taken for what it is on a first look already: not for one
+// that trusts the wrong address.
+func TestAGenericSourceThatTakesNoAnnouncement(t *testing.T) {
+	look := func(o *run.Options) { o.MaxRisk, o.Brief = script.R1, true }
+	for _, c := range []struct {
+		name  string
+		spec  harness.SourceSpec
+		leave string // the services that are declared of it
+		code  string
+	}{
+		{"all services", genericSpec("none"), "", "MP-DECLARED-XCLIENT"},
+		{"IMAP alone", genericSpec("none"), "imap imaps", "MP-DECLARED-XCLIENT"},
+		{"believed in one family", genericSpec("xclient", defect(t, "trust-ip4-only")), "imap imaps", "DX-14"},
+	} {
+		if sample && c.name != "IMAP alone" {
+			continue
+		}
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.spec.Forwarding = fixtures.Forwarding{Mail: "xclient", Submission: "xclient"}
+			r := rehearseSpec(t, c.spec)
+			r.asGeneric(`"xclient"`)
+			if c.leave != "" {
+				r.serves(strings.Fields(c.leave)...)
+			}
+			found := r.judge(t, look)
+			assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
+			if len(found.Diagnoses) != 1 || found.Diagnoses[0].Code != c.code {
+				tellFailures(t, found)
+				t.Fatalf("%+v", found.Diagnoses)
+			}
+			t.Logf("%s; %s", found.Answer.Sentence, strings.Join(found.Diagnoses[0].DiscriminatedBy, "; "))
+		})
+	}
+}
+
+// serves leaves no other services declared of the source.
+func (r *rehearsal) serves(names ...string) {
+	at := strings.Index(r.text, "[source.old]")
+	var out []string
+	for _, line := range strings.Split(r.text[at:], "\n") {
+		name, _, _ := strings.Cut(line, " = ")
+		if slices.ContainsFunc(harness.Endpoints(), func(e run.Endpoint) bool { return e.Name == name }) && !slices.Contains(names, name) {
+			continue
+		}
+		out = append(out, line)
+	}
+	r.text = r.text[:at] + strings.Join(out, "\n")
+}
+
 // A declaration that is wrong is found out, and named first; so is a source
 // that is declared rightly and set up wrongly.
 func TestGenericSourcesDeclaredWrongly(t *testing.T) {
@@ -126,6 +186,7 @@ func TestGenericSourcesDeclaredWrongly(t *testing.T) {
 		{"the proxy relays", "xclient", genericSpec("xclient", defect(t, "proxy-in-mynetworks")), "DX-28"},
 		{"the new server is refused", "xclient", genericSpec("xclient", defect(t, "relay-refused")), "DX-08"},
 		{"a port is dead", "xclient", genericSpec("xclient", defect(t, "service-missing")), "DX-16"},
+		{"too many connections", "xclient", misbehaving("xclient", "turns-away"), "MP-BUSY"},
 	} {
 		if sample && !slices.Contains([]string{"proxy of none", "none of proxy", "xclient of none", "proxy from anybody", "open relay"}, c.name) {
 			continue

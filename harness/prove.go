@@ -554,8 +554,11 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 				}
 				base := fmt.Sprintf("%s@%s", kind, release)
 				row := &DefectRow{Defect: b.Name, Source: base, Says: b.Says, Kind: "bug", Kills: []string{}, Remedy: "none", Problem: notTried, Unexplained: []string{}}
-				if b.Name == bugNAT || b.Name == bugNATAll {
+				switch b.Name {
+				case bugNAT, bugNATAll:
 					row.Wanted = "MP-NAT"
+				case bugTurnsAway:
+					row.Wanted = "MP-BUSY"
 				}
 				*rows = append(*rows, row)
 				spec := SourceSpec{Name: base + " with " + b.Name, Kind: kind, Version: release, Profile: fixtures.Instrumented, Bugs: []string{b.Name}}

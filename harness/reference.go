@@ -36,6 +36,9 @@ const (
 	bugJoinsRefused = "proxy-joins-refused"
 )
 
+// bugTurnsAway is the one misbehaviour of a source that has a diagnosis of its own.
+const bugTurnsAway = "turns-away"
+
 // Bugs lists the misbehaviours of the reference servers, and of the proxy and
 // the network before them.
 func Bugs() []Bug {

@@ -149,6 +149,9 @@ func TestSiteOfServersThatAreSlowBusyOrLie(t *testing.T) {
 				}
 			}
 			assert.Check(t, cmp.Contains(told, tc.found))
+			if strings.HasPrefix(name, "too ") {
+				assert.Equal(t, found.Diagnoses[0].Code, "MP-BUSY", found.Answer.Sentence)
+			}
 			t.Logf("%s (%.1f s)", found.Answer.Sentence, found.Seconds)
 			assert.Check(t, time.Since(began) < 120*time.Second)
 		})

@@ -23,6 +23,7 @@ func causes() []cause {
 	all = append(all, []cause{
 		{"DX-06", dp, causePort25Header},
 		{"MP-LOGINS-FULL", dp, causeLoginsFull},
+		{"MP-BUSY", dp, causeBusy},
 		{"DX-02", dp, causeHaproxy},
 		{"MP-UNAVAILABLE", dp, causeUnavailable},
 		{"MP-ERRORS", dp, causeErrors},
@@ -357,6 +358,40 @@ func causeLoginsFull(o *observations) *result.Diagnosis {
 		Alternatives:    []string{"DX-02 and DX-17, a PROXY header or TLS: Dovecot itself says that its queue is full", "mail_max_userip_connections: it ends no session before the user signed in"},
 		Remedy:          remedy("Let the login service take as many connections as there are users at one time.", changes...),
 	}
+}
+
+// busyWords are what servers greet with that take no more connections.
+func busyWords() []string {
+	return []string{"~too many connections", "~too many concurrent", "~too many sessions", "~maximum number of connections", "~connection limit", "~too busy", "~is busy"}
+}
+
+// causeBusy is a server that turns away one connection, made by itself. What
+// only many connections at a time run into is DX-29 and DX-21.
+func causeBusy(o *observations) *result.Diagnosis {
+	busy := o.find(query{ids: "lifecycle.greeting-* relay.greets", facts: []string{"at=greeting"}, any: busyWords()})
+	if len(busy) == 0 {
+		return nil
+	}
+	es := listed(endpointsOf(busy))
+	d := &result.Diagnosis{
+		Title:           "the source turns connections away on " + es + ": there are too many, it says",
+		Means:           "Behind the proxy all users come from one address, and all inbound mail from another. A source that turns away a single connection of either has no room left, or counts all of them as one user's.",
+		Results:         keys(busy, o.find(query{endpoint: at(busy), any: []string{"at=greeting"}})),
+		DiscriminatedBy: []string{observed(busy, "the greeting says so: "+listed(o.seen(busy)))},
+		Alternatives: []string{"DX-16, a dead service: the connection is accepted", "DX-02 and DX-06, a PROXY header that is waited for: it would not greet",
+			"DX-29 and DX-21, limits that many connections at a time run into: these were made one by one", "a busy hour: then it does not come back when the run is repeated"},
+	}
+	var changes []result.Change
+	if o.src.Kind == dp {
+		for _, e := range endpointsOf(busy) {
+			if strings.HasPrefix(e, "submission") {
+				changes = append(changes, o.serviceChange(e, "smtpd_client_connection_count_limit", "0", "the proxy's users come from one address"))
+			}
+		}
+	}
+	d.Remedy = remedy(fmt.Sprintf("See in the source's log who holds its connections. Give %s room for as many as there are users at one time, and exempt the proxy's and the new server's addresses (%s) from whatever counts connections by address.",
+		es, listed(append(o.addresses(Proxy), o.addresses(Relay)...))), changes...)
+	return d
 }
 
 func causeHaproxy(o *observations) *result.Diagnosis {

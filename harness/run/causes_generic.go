@@ -13,6 +13,7 @@ import (
 // words, since nobody knows how its configuration is spelled.
 func genericCauses() []cause {
 	return []cause{
+		{"MP-BUSY", generic, causeBusy},
 		{"DX-27", generic, causeForgedHeader},
 		{"DX-06", generic, causePort25Silent},
 		{"MP-DECLARED-PROXY", generic, causeDeclaredPROXY},
@@ -221,22 +222,44 @@ func (o *observations) hungUpPlain(early []*result.Result) bool {
 	})
 }
 
+// causeDeclaredXCLIENT is a source that is declared to be told of clients inside
+// the session, and is not. Over IMAP every server offers ID, and one that takes
+// no announcement looks there like one that does not trust the proxy: unless it
+// was seen to believe the proxy somewhere, both are named.
 func causeDeclaredXCLIENT(o *observations) *result.Diagnosis {
-	offered := o.find(query{ids: "xclient.*-offered imap-id.offered", endpoint: o.announcedBy(ByXCLIENT)})
-	if len(offered) == 0 {
+	declared := o.announcedBy(ByXCLIENT)
+	offered := o.find(query{ids: "xclient.*-offered imap-id.offered", endpoint: declared})
+	ids := "client-address.* proxy.*"
+	var ignored []*result.Result
+	believes := slices.ContainsFunc(o.find(query{ids: ids, endpoint: declared, verdict: result.Pass, taken: true}), func(r *result.Result) bool {
+		return len(r.Witness) > 0 && !strings.HasPrefix(r.ID, "client-address.proxy-as-seen") // which announces nobody
+	})
+	if !believes {
+		ignored = slices.DeleteFunc(o.find(query{ids: ids, endpoint: declared, facts: []string{"recorded:address=proxy"}}), func(r *result.Result) bool {
+			return r.Facet.Protocol != "imap"
+		})
+	}
+	if len(offered)+len(ignored) == 0 {
 		return nil
 	}
-	es := endpointsOf(offered)
+	es := endpointsOf(offered, ignored)
 	follow := o.find(query{endpoint: strings.Join(es, " "), any: []string{"at=XCLIENT", "at=ID", "recorded:address=proxy", "missing=", "reply="}})
-	return &result.Diagnosis{
-		Title:           "the source offers the proxy no announcement on " + listed(es) + ", and is declared to take XCLIENT (and ID over IMAP)",
-		Means:           "The proxy announces only what is offered. Every user of these services appears under the proxy's address, or is turned away where the announcement is refused.",
-		Results:         keys(offered, follow),
-		DiscriminatedBy: []string{observed(offered, "the proxy, from its own address, is not offered it")},
-		Alternatives:    []string{"MP-DECLARED-NONE, a source that waits for a PROXY header: it would not greet"},
+	d := &result.Diagnosis{
+		Title:        "the source takes no announcement from the proxy on " + listed(es) + ", and is declared to take XCLIENT (and ID over IMAP)",
+		Means:        "The proxy announces only what is offered. Every user of these services appears under the proxy's address, or is turned away where the announcement is refused.",
+		Results:      keys(offered, ignored, follow),
+		Alternatives: []string{"MP-DECLARED-NONE, a source that waits for a PROXY header: it would not greet"},
 		Remedy: remedy(fmt.Sprintf("Let the source trust the proxy's addresses (%s) on these services, if it knows XCLIENT and ID; if it does not, declare announces = \"none\" (or \"proxy\") for them and have the proxy forward in the same way.",
 			listed(o.addresses(Proxy)))),
 	}
+	if len(offered) > 0 {
+		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(offered, "the proxy, from its own address, is not offered it"))
+	}
+	if len(ignored) > 0 {
+		d.DiscriminatedBy = append(d.DiscriminatedBy, observed(ignored, "an ID that announces a client is answered, and ignored"), "no announcement was believed anywhere")
+		d.Alternatives = append(d.Alternatives, "DX-14, a list of trusted addresses that leaves some out: elsewhere the source would believe the proxy")
+	}
+	return d
 }
 
 func causeHeaderRefused(o *observations) *result.Diagnosis {

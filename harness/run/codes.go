@@ -45,6 +45,7 @@ func Codes() []Code {
 		{"MP-ANY-PASSWORD", "everybody can sign in as everybody through the proxy", "a passdb does not look at the password for the proxy's network", "a wrong password is accepted"},
 		{"MP-UNAVAILABLE", "nobody can send, and the new server cannot relay", "a milter that smtpd_milters names does not answer (or something else that Postfix cannot do without)", "everybody gets \"try again later\", whoever they are"},
 		{"MP-LARGE-PACKETS", "users sign in through the proxy, and their mail programs hang", "packets of full size do not pass between the proxy and the source, and ICMP does not say so", "a signed-in session that says much at once gets no answer, and one that says little does"},
+		{"MP-BUSY", "users or the new server are turned away with \"too many connections\"", "the source is full, or counts the proxy's or the new server's connections as one user's", "the greeting itself says so, to a single connection"},
 		{"MP-LOGINS-FULL", "IMAP, POP3 or ManageSieve is cut off at busy times, \"Connection queue full\"", "client_limit and process_limit of a login service are low", "Dovecot itself says that its queue is full"},
 		{"MP-ERRORS", "one mistake ends a session: mail to several people fails for all of them", "smtpd_hard_error_limit is low, or Postfix is under stress", "the session ends with \"too many errors\""},
 		{"MP-SIGN-IN-RATE", "users are asked again for a password that is right", "smtpd_client_auth_rate_limit counts all sign-ins of an address", "a right password is answered with \"too many AUTH commands\""},

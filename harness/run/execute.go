@@ -251,7 +251,7 @@ const afterFailure = 500 * time.Millisecond
 // [Options.Onward]. A reply that was read leaves its connection as it was; a
 // connection that was lost is not taken up again.
 func (x *execution) goesOn(st script.Step, err error) bool {
-	if !x.onward || !errors.Is(err, errStop) {
+	if !x.onward || !errors.Is(err, errStop) || len(x.res.Findings) == 0 { // who was turned away has nothing left to ask
 		return false
 	}
 	name, must := "", true

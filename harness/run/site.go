@@ -582,12 +582,15 @@ func (r *runner) checkAccounts(ctx context.Context, s *Source) []result.Problem 
 		return nil
 	}
 	var problems []result.Problem
+	var lines sync.WaitGroup // each of its own sign-in: they come in their own time
+	defer lines.Wait()
 	for _, i := range r.plan.lent(s) {
 		as, release, err := named.TakeThese(ctx, []int{i})
 		if err != nil {
 			return problems
 		}
-		reply := r.checkAccount(ctx, s, as[0])
+		reply, line := r.checkAccount(ctx, s, as[0])
+		lines.Go(line)
 		release()
 		if reply == "" || ctx.Err() != nil {
 			continue
@@ -601,14 +604,15 @@ func (r *runner) checkAccounts(ctx context.Context, s *Source) []result.Problem 
 	return problems
 }
 
-// checkAccount returns what the source says where it refuses the account.
-func (r *runner) checkAccount(ctx context.Context, s *Source, a Account) (reply string) {
+// checkAccount returns what the source says where it refuses the account, and
+// what waits until the log has shown the sign-in. It always has to be called.
+func (r *runner) checkAccount(ctx context.Context, s *Source, a Account) (reply string, line func()) {
 	ctx, end := context.WithTimeout(ctx, r.opts.Timeout)
-	defer end()
+	line = end
 	var w *witness.Watch
 	if l := r.log(s); l != nil && r.silent(s) == "" {
 		w = l.Watch(witness.Key("user", a.Address))
-		defer w.Close()
+		line = func() { end(); w.Close() }
 	}
 	for _, endpoint := range r.care.endpoints(s) {
 		if _, ok := s.Endpoint(endpoint); !ok {
@@ -618,14 +622,19 @@ func (r *runner) checkAccount(ctx context.Context, s *Source, a Account) (reply 
 		var no *refusedError
 		if errors.As(err, &no) {
 			if protocol, _, _ := strings.Cut(endpoint, "s"); refusal(protocol, no.status) {
-				return no.status
+				return no.status, line
 			}
-			return "" // it refuses the form, not the password: that is for the scenarios
+			return "", line // it refuses the form, not the password: that is for the scenarios
 		}
 		if err != nil {
 			continue
 		}
-		if w != nil {
+		if w == nil {
+			return "", line
+		}
+		return "", func() {
+			defer end()
+			defer w.Close()
 			wctx, cancel := context.WithTimeout(ctx, r.opts.grace())
 			defer cancel()
 			if _, err := w.Await(wctx, func(rs []witness.Record) bool { return len(rs) > 0 }); err != nil {
@@ -634,9 +643,8 @@ func (r *runner) checkAccount(ctx context.Context, s *Source, a Account) (reply 
 				r.care.mu.Unlock()
 			}
 		}
-		return ""
 	}
-	return ""
+	return "", line
 }
 
 // lent lists the accounts of a source that the plan uses, by their indexes.

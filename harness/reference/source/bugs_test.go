@@ -298,6 +298,7 @@ var checks = map[string]rightness{
 		return wants(submission(l, "client").ask("AUTH PLAIN "+plain(alice, secret)), "235 2.7.0")
 	},
 	"no-greeting":      func(l *lab) string { return wants(l.open("client", "imap").line(), "* OK") },
+	"turns-away":       func(l *lab) string { return wants(l.open("client", "imap").line(), "* OK") },
 	"greeting-late":    greetsSoon,
 	"greeting-bare-lf": endsLines,
 	"large-packets-in-lost": func(l *lab) string {

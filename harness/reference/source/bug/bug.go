@@ -55,6 +55,7 @@ const (
 
 	// Lines and greetings.
 	NoGreeting
+	TurnsAway
 	GreetingBareLF
 	LargeInLost
 	LargeOutLost
@@ -129,6 +130,7 @@ var bugs = [count]Bug{
 	SASLIRRefused:          {"sasl-ir-refused", "PLAIN with an initial response is refused."},
 
 	NoGreeting:            {"no-greeting", "Connections are accepted and nothing is ever said on them."},
+	TurnsAway:             {"turns-away", "Whoever connects is told that there are too many connections, and hung up on."},
 	GreetingBareLF:        {"greeting-bare-lf", "Lines end in LF alone."},
 	LargeInLost:           {"large-packets-in-lost", "Whatever arrives in packets of full size is lost, and the connection is silent from then on."},
 	LargeOutLost:          {"large-packets-out-lost", "Whatever leaves in packets of full size is lost, and the connection is silent from then on."},

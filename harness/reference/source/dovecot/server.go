@@ -166,6 +166,10 @@ func (s *Server) Handle(ctx context.Context, p Port, nc net.Conn) {
 			return
 		}
 	}
+	if s.bugs.Has(bug.TurnsAway) {
+		c.Line(map[string]string{"imap": "* BYE [UNAVAILABLE] ", "pop3": "-ERR [SYS/TEMP] ", "sieve": "BYE "}[p.listen.protocol], `"Too many connections."`)
+		return
+	}
 	switch p.listen.protocol {
 	case "imap":
 		(&imapLogin{session: in}).serve()

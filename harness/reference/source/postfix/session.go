@@ -327,6 +327,10 @@ func (in *session) talk() outcome {
 	if bugs.Has(bug.GreetingLate) && in.where == afterConnect {
 		in.c.Wait(8 * time.Second)
 	}
+	if bugs.Has(bug.TurnsAway) {
+		in.reply("421 4.7.0 ", set.myhostname, " Error: too many connections from ", in.addr)
+		return gone
+	}
 	refused := ""
 	if !set.delayReject {
 		refused = in.checkClient()
