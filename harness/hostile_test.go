@@ -478,6 +478,16 @@ func TestLogs(t *testing.T) {
 
 // sieveLog keeps the lines of a log that pass.
 func sieveLog(l run.LogFunc, pass func(string) bool) run.LogFunc {
+	return editLog(l, func(line string) []string {
+		if pass(line) {
+			return []string{line}
+		}
+		return nil
+	})
+}
+
+// editLog puts other lines in the place of each line of a log.
+func editLog(l run.LogFunc, edit func(string) []string) run.LogFunc {
 	return func(ctx context.Context) (io.ReadCloser, error) {
 		in, err := l(ctx)
 		if err != nil {
@@ -496,7 +506,7 @@ func sieveLog(l run.LogFunc, pass func(string) bool) run.LogFunc {
 						break
 					}
 					rest = more
-					if pass(line) {
+					for _, line := range edit(line) {
 						fmt.Fprintln(pw, line)
 					}
 				}

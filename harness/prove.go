@@ -333,10 +333,9 @@ func (p *prover) batch(ctx context.Context, ts []trial) (err error) {
 	}
 	// A bug is asked for every assertion that it can kill. What is wrong with a
 	// configuration is told by what a run sees, which stops at the first.
-	// See [strict].
 	o.Onward = func(source string) bool {
 		i := slices.IndexFunc(ts, func(t trial) bool { return t.spec.Name == source })
-		return i >= 0 && strict(ts[i].spec.Kind) && len(ts[i].spec.Bugs) > 0 && ts[i].row != nil && ts[i].row.Wanted == ""
+		return i >= 0 && len(ts[i].spec.Bugs) > 0 && ts[i].row != nil && ts[i].row.Wanted == ""
 	}
 	o.Skip = func(source string, s *script.Scenario) bool {
 		i := slices.IndexFunc(ts, func(t trial) bool { return t.spec.Name == source })
@@ -594,7 +593,7 @@ func (p *prover) judgeDefect(row *DefectRow, name string, also []string, found *
 			failed[id] = true
 		}
 		for _, f := range r.Findings {
-			if f.Code == "line-end" && strict(spec.Kind) {
+			if f.Code == "line-end" {
 				continue // what was asserted held, in a line that ended wrongly
 			}
 			for _, fact := range f.Facts {
@@ -621,11 +620,6 @@ func (p *prover) judgeDefect(row *DefectRow, name string, also []string, found *
 		}
 	}
 }
-
-// strict says whether at a kind of source a line that ends wrongly kills no
-// assertion: the bugs of its reference reach every one. Those of Dovecot and
-// Postfix do not yet; there forty-one assertions are killed by that alone.
-func strict(kind string) bool { return kind == fixtures.Stalwart }
 
 func (p *prover) kill(scenario, place, by string) {
 	p.mu.Lock()

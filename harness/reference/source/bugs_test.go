@@ -310,6 +310,59 @@ var checks = map[string]rightness{
 		c.reply()
 		return wants(c.ask("EHLO [192.168.1.5]"), "250 ")
 	},
+	"helo-rule-at-mail": func(l *lab) string {
+		c := l.open("relay", "smtp")
+		c.reply()
+		c.ask("EHLO newserver.internal")
+		return wants(c.ask("MAIL FROM:<sender@remote.example>"), "250 2.1.0")
+	},
+	"helo-rule-at-rcpt": func(l *lab) string {
+		c := l.open("relay", "smtp")
+		c.reply()
+		c.ask("EHLO newserver")
+		c.ask("MAIL FROM:<sender@remote.example>")
+		return wants(c.ask("RCPT TO:<"+alice+">"), "250 2.1.5")
+	},
+	"starttls-then-closes": func(l *lab) string {
+		c := l.open("client", "imap")
+		c.line()
+		c.say("a1 STARTTLS")
+		c.line()
+		c.tls()
+		fmt.Fprint(c.nc, "a2 NOOP\r\n")
+		b := make([]byte, 64)
+		n, _ := c.nc.Read(b)
+		return wants(string(b[:n]), "a2 OK")
+	},
+	"routed-recipients-accepted": func(l *lab) string {
+		return lacks(relayed(l, "stranger").ask("RCPT TO:<someone%remote.example@example.test>"), "250 ")
+	},
+	"unknown-recipients-accepted": func(l *lab) string {
+		return wants(relayed(l, "relay").ask("RCPT TO:<nobody@example.test>"), "550 5.1.1")
+	},
+	"sheds-load": func(l *lab) string {
+		var wrong []string
+		for range 12 {
+			c := l.open("relay", "smtp")
+			c.reply()
+			c.ask("EHLO new.example.test")
+			if s := c.ask("MAIL FROM:<sender@remote.example>"); !strings.HasPrefix(s, "250 ") {
+				wrong = append(wrong, s)
+				continue
+			}
+			c.ask("RCPT TO:<" + alice + ">")
+			c.ask("DATA")
+			if s := c.ask(mailText + "\r\n."); !strings.HasPrefix(s, "250 ") {
+				wrong = append(wrong, s)
+			}
+			c.ask("QUIT")
+		}
+		return strings.Join(wrong, "; ")
+	},
+	"xclient-bad-address-spoils-session": func(l *lab) string {
+		out := pop3(l, "XCLIENT ADDR=300.1.1.1", "XCLIENT ADDR=198.51.100.21")
+		return wants(out[2], "+OK")
+	},
 	"relay-everyone": func(l *lab) string {
 		return wants(relayed(l, "stranger").ask("RCPT TO:<someone@remote.example>"), "554 5.7.1", "Relay access denied")
 	},

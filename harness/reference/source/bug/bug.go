@@ -42,6 +42,7 @@ const (
 	XCLIENTUnknownApplied
 	XCLIENTUnknownHalfApplied
 	XCLIENTBadAddressCloses
+	XCLIENTBadAddressSpoils
 	XCLIENTDropsTLS
 	XCLIENTKeepsAuth
 	XCLIENTAuthenticates
@@ -61,10 +62,16 @@ const (
 	LargeOutLost
 	GreetingLate
 	AddressLiteralRefused
+	HELORuleAtMAIL
+	HELORuleAtRCPT
+	STARTTLSThenCloses
 
 	// Relaying.
 	RelayEveryone
 	RelayRefusesEveryone
+	RoutedAccepted
+	UnknownAccepted
+	ShedsLoad
 	Relay503
 	AcceptsThenDrops
 	DeliversTwice
@@ -118,6 +125,7 @@ var bugs = [count]Bug{
 	XCLIENTSecondAccepted:     {"xclient-second-accepted", "SMTP XCLIENT is offered and accepted again after a client was announced."},
 	XCLIENTUnknownApplied:     {"xclient-unknown-attribute-applied", "SMTP XCLIENT with an attribute that the server does not know is accepted."},
 	XCLIENTUnknownHalfApplied: {"xclient-unknown-attribute-half-applied", "SMTP XCLIENT with an attribute that the server does not know is refused, and the address before it is recorded all the same."},
+	XCLIENTBadAddressSpoils:   {"xclient-bad-address-spoils-session", "After a malformed address in XCLIENT every XCLIENT of the session is refused."},
 	XCLIENTBadAddressCloses:   {"xclient-bad-address-closes", "A malformed address in XCLIENT closes the connection."},
 	XCLIENTDropsTLS:           {"xclient-drops-tls", "After SMTP XCLIENT the server takes the session for one in clear text."},
 	XCLIENTKeepsAuth:          {"xclient-keeps-auth", "SMTP XCLIENT does not forget who had signed in before."},
@@ -135,10 +143,16 @@ var bugs = [count]Bug{
 	LargeInLost:           {"large-packets-in-lost", "Whatever arrives in packets of full size is lost, and the connection is silent from then on."},
 	LargeOutLost:          {"large-packets-out-lost", "Whatever leaves in packets of full size is lost, and the connection is silent from then on."},
 	GreetingLate:          {"greeting-late", "The greeting comes 8 seconds late."},
-	AddressLiteralRefused: {"address-literal-refused", "EHLO with an address literal, or with a name without a dot, is refused at once."},
+	AddressLiteralRefused: {"address-literal-refused", "EHLO with an address literal, with a name without a dot, or with one of an internal network is refused at once."},
+	HELORuleAtMAIL:        {"helo-rule-at-mail", "MAIL is refused after EHLO with an address literal, a name without a dot, or one of an internal network."},
+	HELORuleAtRCPT:        {"helo-rule-at-rcpt", "RCPT is refused after EHLO with an address literal, a name without a dot, or one of an internal network."},
+	STARTTLSThenCloses:    {"starttls-then-closes", "The connection is closed as soon as STARTTLS has brought it inside TLS."},
 
 	RelayEveryone:        {"relay-everyone", "Mail for any domain is accepted from anybody."},
 	RelayRefusesEveryone: {"relay-refuses-everyone", "Mail for the source's own domain is refused from everybody who has not signed in."},
+	RoutedAccepted:       {"routed-recipients-accepted", "A recipient with a route to another host in it is accepted from anybody."},
+	UnknownAccepted:      {"unknown-recipients-accepted", "Recipients of the source's own domain are accepted whether they exist or not."},
+	ShedsLoad:            {"sheds-load", "From the eleventh message of a host on, messages are refused, by turns at MAIL and at their end."},
 	Relay503:             {"relay-503-instead-of-relay-denied", "Relaying is refused, but with 503 and for a wrong reason."},
 	AcceptsThenDrops:     {"accepts-then-drops-message", "Messages are accepted, logged as sent, and never reach a mailbox."},
 	DeliversTwice:        {"delivers-twice", "Every message reaches the mailbox twice."},

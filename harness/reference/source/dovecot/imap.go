@@ -179,7 +179,7 @@ func (s *imapLogin) starttls(tag string) bool {
 		return true
 	}
 	s.c.Line(tag, " OK Begin TLS negotiation now.")
-	return s.handshake(link.Feed)
+	return s.startTLS()
 }
 
 // id answers ID, which tells a trusted peer's client.

@@ -60,6 +60,7 @@ type session struct {
 	aborted    bool // the client broke the SASL exchange off
 	unfinished bool // the client left in the middle of it
 	tlsError   string
+	junk       bool // a malformed XCLIENT came
 }
 
 // failCode is why the last try to sign in failed, where that is special.
@@ -134,6 +135,18 @@ func (in *session) handshake(residue link.Residue) bool {
 	}
 	in.secured = true
 	return true
+}
+
+// startTLS brings a session inside TLS that began in clear text.
+func (in *session) startTLS() bool {
+	return in.handshake(link.Feed) && !in.srv.bugs.Has(bug.STARTTLSThenCloses)
+}
+
+// spoiled says whether an XCLIENT is refused, of which is known whether it is
+// well formed.
+func (in *session) spoiled(good bool) bool {
+	in.junk = in.junk || !good
+	return !good || in.junk && in.srv.bugs.Has(bug.XCLIENTBadAddressSpoils)
 }
 
 // sessionID returns the session's id. Dovecot makes one of the time, and of

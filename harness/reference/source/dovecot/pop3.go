@@ -149,7 +149,7 @@ func (s *pop3Login) stls() bool {
 		return true
 	}
 	s.c.Line("+OK Begin TLS negotiation now.")
-	return s.handshake(link.Feed)
+	return s.startTLS()
 }
 
 // xclient answers XCLIENT, as often as it is sent: what is good of its
@@ -167,7 +167,7 @@ func (s *pop3Login) xclient(args string) bool {
 	if !s.srv.bugs.Has(bug.POP3XCLIENTIgnored) {
 		s.announce(said)
 	}
-	if !good {
+	if s.spoiled(good) {
 		if s.srv.bugs.Has(bug.XCLIENTBadAddressCloses) {
 			return false
 		}

@@ -111,7 +111,7 @@ func (s *sieveLogin) starttls() bool {
 		return true
 	}
 	s.ok("Begin TLS negotiation now.")
-	if !s.handshake(link.Feed) {
+	if !s.startTLS() {
 		return false
 	}
 	s.capabilities()
@@ -151,7 +151,7 @@ func (s *sieveLogin) xclient(args []proto.Token) bool {
 		s.no("You are not from trusted IP")
 		return true
 	}
-	if !good || !atoms {
+	if s.spoiled(good && atoms) {
 		if s.srv.bugs.Has(bug.XCLIENTBadAddressCloses) {
 			return false
 		}

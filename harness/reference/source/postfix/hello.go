@@ -20,6 +20,16 @@ func helloName(args []token) string {
 	return strings.Join(parts, " ")
 }
 
+// internal says whether a name is what a rule about HELO names may not like:
+// an address literal, without a dot, or of an internal network.
+func internal(name string) bool {
+	return strings.HasPrefix(name, "[") || !strings.Contains(strings.Trim(name, "."), ".") || strings.HasSuffix(name, ".internal")
+}
+
+func unqualified(name string) string {
+	return "504 5.5.2 <" + name + ">: Helo command rejected: need fully-qualified hostname"
+}
+
 // greetedAs begins a session anew with a name, or says why not.
 func (in *session) greetedAs(args []token) (refused string) {
 	name := helloName(args)
@@ -28,8 +38,8 @@ func (in *session) greetedAs(args []token) (refused string) {
 			return r
 		}
 	}
-	if in.srv.bugs.Has(bug.AddressLiteralRefused) && !strings.Contains(strings.Trim(name, "[]."), ".") || in.srv.bugs.Has(bug.AddressLiteralRefused) && name[0] == '[' {
-		return "504 5.5.2 <" + name + ">: Helo command rejected: need fully-qualified hostname"
+	if in.srv.bugs.Has(bug.AddressLiteralRefused) && internal(name) {
+		return unqualified(name)
 	}
 	in.resetMail()
 	in.resetRecipients()
@@ -175,7 +185,7 @@ func (in *session) starttlsCmd(args []token) outcome {
 	in.hasHelo, in.helo = false, ""
 	in.resetMail()
 	in.resetRecipients()
-	if !in.startTLS(link.Discard) {
+	if !in.startTLS(link.Discard) || in.srv.bugs.Has(bug.STARTTLSThenCloses) {
 		return gone
 	}
 	return done

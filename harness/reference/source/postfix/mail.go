@@ -159,6 +159,16 @@ func (in *session) mailCmd(args []token) outcome {
 		in.resetMail()
 		return in.fail(in.milterRefuses)
 	}
+	if bugs.Has(bug.HELORuleAtMAIL) && internal(in.helo) {
+		return in.fail(unqualified(in.helo))
+	}
+	if bugs.Has(bug.ShedsLoad) {
+		if n := in.srv.messagesOf(in.c.Peer.Addr()); n > 10 && n%2 == 1 {
+			return in.fail(shed)
+		} else if n > 10 {
+			in.failure = shed
+		}
+	}
 	if sender == "" && bugs.Has(bug.NullSenderRefused) {
 		return in.fail("550 5.7.1 <>: Sender address rejected: Access denied")
 	}
@@ -296,11 +306,13 @@ func (in *session) rcpt(args []token) outcome {
 	if set.strictUTF8 && !in.utf8 && !ascii(addr) {
 		return in.fail("553 5.6.7 Must declare SMTPUTF8 to send unicode address")
 	}
-	if refused := in.checkRcpt(addr); refused != "" {
-		if in.fatalList {
-			return in.dataError()
+	if !in.srv.bugs.Has(bug.RoutedAccepted) || !routed(args[2].text) {
+		if refused := in.checkRcpt(addr); refused != "" {
+			if in.fatalList {
+				return in.dataError()
+			}
+			return in.fail(refused)
 		}
-		return in.fail(refused)
 	}
 	if in.queueID == "" {
 		in.openQueue()
@@ -312,6 +324,12 @@ func (in *session) rcpt(args []token) outcome {
 	in.recipients = append(in.recipients, r)
 	in.reply("250 2.1.5 Ok")
 	return done
+}
+
+// routed says whether an address, as it was given, names another host that the
+// message is to go on to.
+func routed(addr string) bool {
+	return strings.Count(addr, "@") > 1 || strings.Contains(addr, "%")
 }
 
 func (in *session) rcptOptions(args []token, r *recipient) (wrong string) {

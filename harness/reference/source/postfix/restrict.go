@@ -215,6 +215,9 @@ func (in *session) foreign(rcpt string) bool {
 // checkBugs refuses what only a broken server would.
 func (in *session) checkBugs(rcpt string) string {
 	bugs := in.srv.bugs
+	if bugs.Has(bug.HELORuleAtRCPT) && internal(in.helo) {
+		return unqualified(in.helo)
+	}
 	if bugs.Has(bug.RelayRefusesEveryone) && !in.signedIn() && !in.foreign(rcpt) {
 		in.refuse(false, 554, "5.7.1", "<"+rcpt+">: Relay access denied")
 		return in.refusal
@@ -240,6 +243,17 @@ func (s *Server) firstTime(key string) bool {
 	}
 	s.greyed[key] = true
 	return true
+}
+
+// shed is how a source refuses messages that it has no room for.
+const shed = "452 4.3.1 Insufficient system storage"
+
+// messagesOf counts the messages of a host.
+func (s *Server) messagesOf(host netip.Addr) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.messages[host]++
+	return s.messages[host]
 }
 
 // checkData applies smtpd_data_restrictions.
@@ -620,6 +634,9 @@ func (in *session) unauthDestination(w, rcpt string) verdict {
 // unlisted refuses addresses that the source would have and has not.
 func (in *session) unlisted(addr, class string) verdict {
 	sender := class == ofSender
+	if !sender && in.srv.bugs.Has(bug.UnknownAccepted) {
+		return dunno
+	}
 	if sender && in.listedSender || !sender && in.listedRecipient {
 		return dunno
 	}

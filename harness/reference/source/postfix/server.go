@@ -66,6 +66,7 @@ type Server struct {
 	anvil    map[anvilKey]*events
 	sessions map[*session]struct{}
 	greyed   map[string]bool
+	messages map[netip.Addr]int // by host, where load is shed
 }
 
 // anvilKey is what anvil counts by.
@@ -99,6 +100,7 @@ func New(o Options) *Server {
 		anvil:    make(map[anvilKey]*events),
 		sessions: make(map[*session]struct{}),
 		greyed:   make(map[string]bool),
+		messages: make(map[netip.Addr]int),
 	}
 	s.short, _, _ = strings.Cut(o.Config.host, ".")
 	for _, d := range []string{"master", "qmgr", "cleanup", "lmtp", "error", "bounce", "local", "smtp"} {

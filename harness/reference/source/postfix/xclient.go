@@ -97,6 +97,9 @@ func (in *session) xclientCmd(args []token) outcome {
 					if bugs.Has(bug.XCLIENTBadAddressCloses) {
 						return silence
 					}
+					if bugs.Has(bug.XCLIENTBadAddressSpoils) {
+						in.xclientOK = false
+					}
 					return bad()
 				}
 				in.setAddr(ip)
