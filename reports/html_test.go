@@ -29,7 +29,7 @@ func TestHTMLGolden(t *testing.T) {
 func TestHTMLIsSoundWhateverServersSay(t *testing.T) {
 	runs := []*result.Run{sampleRun(), {Exit: result.ExitEmpty}, {Exit: result.ExitUnjudged, Problems: []result.Problem{{}}}}
 	for seed := range uint64(25) {
-		runs = append(runs, randomRun(seed, 60))
+		runs = append(runs, randomRun(seed, 30))
 	}
 	for _, run := range runs {
 		checkPage(t, htmlOf(t, run))

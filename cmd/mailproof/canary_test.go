@@ -144,7 +144,10 @@ func TestNoArtefactHasAPassword(t *testing.T) {
 		s.Logs = map[string]run.LogFunc{"mail": given(s.Logs["mail"], s.Accounts.(*harness.AccountPool).All())}
 	}
 	look := seek(passwords)
-	found, err := harness.Run(t.Context(), target)
+	// What fails here fails whatever is waited for.
+	dl := wire.Lab()
+	dl.Reply, dl.Witness, dl.Close = 4*time.Second, time.Second, time.Second
+	found, err := harness.Run(t.Context(), target, func(o *run.Options) { o.Deadlines = dl })
 	assert.NilError(t, err)
 	assert.Assert(t, found.Counts.Fail > 200, "%+v", found.Counts)
 	texts := artefacts(t, found)
@@ -156,8 +159,12 @@ func TestNoArtefactHasAPassword(t *testing.T) {
 	}
 	all, err := scenarios.All()
 	assert.NilError(t, err)
+	rows, err := scenarios.Requirements(all)
+	assert.NilError(t, err)
 	for _, s := range all {
-		texts["explain "+s.ID] = mailproof(t, "explain", s.ID).out
+		var b bytes.Buffer
+		explain(&b, s, rows, nil)
+		texts["explain "+s.ID] = b.String()
 	}
 	for name, text := range texts {
 		assert.Assert(t, text != "", name)
@@ -167,6 +174,7 @@ func TestNoArtefactHasAPassword(t *testing.T) {
 	// The test finds what is planted: in each artefact, and in each form.
 	victim := target.Sources[0].Accounts.(*harness.AccountPool).All()[7]
 	worst := slices.IndexFunc(found.Results, func(r result.Result) bool { return r.Verdict == result.Fail && r.Level == result.Must })
+	found.Results, worst = found.Results[worst:worst+1], 0 // one result is enough to plant in
 	clean := found.Results[worst].Findings[0].Found
 	for form, text := range spellings(victim) {
 		found.Results[worst].Findings[0].Found = "it said " + text

@@ -15,6 +15,7 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/wire"
 )
 
 // version is set by the linker for releases.
@@ -54,6 +55,8 @@ type console struct {
 	in  io.Reader
 	out io.Writer
 	err io.Writer
+	// deadlines are those of a run at a site; the zero value is wire.Site().
+	deadlines wire.Deadlines
 }
 
 // A usageError is a wrong flag, name or file: exit status 2.
@@ -70,6 +73,12 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.code)
 
 // Main runs one command line and returns the process status.
 func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
+	return (&console{in: in, out: out, err: errw}).do(ctx, args)
+}
+
+// do runs one command line.
+func (con *console) do(ctx context.Context, args []string) int {
+	out, errw := con.out, con.err
 	var c cli
 	parser, err := kong.New(&c, kong.Name("mailproof"),
 		kong.Description("Protocol-level conformance tests for mail servers that are about to be migrated."),
@@ -93,7 +102,7 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 		return result.ExitUsage
 	}
 	k.BindTo(ctx, (*context.Context)(nil))
-	return status(k.Run(&console{in, out, errw}), errw)
+	return status(k.Run(con), errw)
 }
 
 type helpShown struct{}

@@ -16,6 +16,7 @@ import (
 	"gotest.tools/v3/assert/cmp"
 
 	"github.com/mailproof/mailproof/harness/result"
+	"github.com/mailproof/mailproof/harness/wire"
 )
 
 // asCommand makes the test's own executable the command, so that signals and
@@ -47,12 +48,18 @@ func mailproof(t *testing.T, args ...string) said {
 
 // mailproofUntil runs a command line whose messages are also told to watch.
 func mailproofUntil(ctx context.Context, watch io.Writer, args ...string) said {
+	return mailproofWithin(ctx, wire.Deadlines{}, watch, args...)
+}
+
+// mailproofWithin waits by other deadlines at a site.
+func mailproofWithin(ctx context.Context, dl wire.Deadlines, watch io.Writer, args ...string) said {
 	var out, errw bytes.Buffer
 	w := io.Writer(&errw)
 	if watch != nil {
 		w = io.MultiWriter(&errw, watch)
 	}
-	code := Main(ctx, args, strings.NewReader(""), &out, w)
+	con := console{in: strings.NewReader(""), out: &out, err: w, deadlines: dl}
+	code := con.do(ctx, args)
 	return said{code, out.String(), errw.String()}
 }
 

@@ -158,6 +158,7 @@ func (c *runCmd) site(ctx context.Context, con *console) error {
 	if err != nil {
 		return err
 	}
+	o.Deadlines = con.deadlines
 	t, err := c.open(ctx, &o, false)
 	if err != nil {
 		return err

@@ -31,6 +31,7 @@ import (
 	"github.com/mailproof/mailproof/fixtures"
 	"github.com/mailproof/mailproof/harness/result"
 	"github.com/mailproof/mailproof/harness/run"
+	"github.com/mailproof/mailproof/harness/wire"
 )
 
 // stands puts a server of the test's in the place of one of the source's
@@ -95,8 +96,8 @@ func TestSiteOfServersThatAreSlowBusyOrLie(t *testing.T) {
 		found   string // by a result at that service
 		only    []string
 	}{
-		"a byte a second": {"imaps", secure(func(c net.Conn) {
-			tick := time.NewTicker(time.Second)
+		"a byte and a pause": {"imaps", secure(func(c net.Conn) {
+			tick := time.NewTicker(200 * time.Millisecond)
 			defer tick.Stop()
 			for _, b := range []byte("* OK [CAPABILITY IMAP4rev1 ID] a very slow server greets\r\n") {
 				if _, err := c.Write([]byte{b}); err != nil {
@@ -134,7 +135,9 @@ func TestSiteOfServersThatAreSlowBusyOrLie(t *testing.T) {
 			if only == nil {
 				only = []string{"--select", "lifecycle.greeting-*", "--select", "client-address.*"}
 			}
-			s, found := l.run(t, only...)
+			dl := wire.Site()
+			dl.Greeting, dl.Witness = 5*time.Second, 5*time.Second
+			s, found := l.within(t, dl, only...)
 			assert.Equal(t, s.code, result.ExitFailed, s.err)
 			assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
 			assert.Check(t, cmp.Contains(found.Answer.Sentence, tc.says))
