@@ -39,6 +39,7 @@ func stalwartCauses() []cause {
 		{"DX-21", sw, causeInboundLimits},
 		{"DX-29", sw, causeMaxConnections},
 		{"MP-RECIPIENTS", sw, causeFewRecipients},
+		{"MP-SUB-ADDRESS", sw, causeSubAddress},
 		{"MP-SIZE", sw, causeMessageSize},
 		{"MP-CHUNKING", sw, causeNoChunking},
 		{"DX-08", sw, causeSecondVerdict},
@@ -599,6 +600,21 @@ func causeFewRecipients(o *observations) *result.Diagnosis {
 	return d
 }
 
+func causeSubAddress(o *observations) *result.Diagnosis {
+	sub := o.find(query{ids: "relay.sub-address", any: []string{"~Mailbox does not exist"}})
+	if len(sub) == 0 {
+		return nil
+	}
+	return &result.Diagnosis{
+		Title:           "the source does not know addresses with a detail after +",
+		Means:           "Users have given such addresses away, and the new server accepts mail for them. The source refuses it: it bounces.",
+		Results:         keys(sub),
+		DiscriminatedBy: []string{observed(sub, "the address with + was refused: "+listed(factValues(sub, "reply"))), "without it the same recipient was accepted"},
+		Alternatives:    []string{"DX-08, a rule about the sender: the address without + would have been refused as well"},
+		Remedy:          keyRemedy("Let the source pass over what follows +, as it does by default.", o.keyChange("session.rcpt.sub-addressing", "true", "as it is by default")),
+	}
+}
+
 func causeMessageSize(o *observations) *result.Diagnosis {
 	size := o.find(query{ids: "relay.size", any: []string{"reply=5", "missing=250 SIZE"}})
 	if len(size) == 0 {
@@ -632,7 +648,7 @@ func causeNoChunking(o *observations) *result.Diagnosis {
 func causeSecondVerdict(o *observations) *result.Diagnosis {
 	refused := o.find(query{ids: "relay.*", endpoint: "smtp", facts: []string{"vantage=relay"}, any: []string{"reply=4", "reply=5", "reply=none"}})
 	refused = slices.DeleteFunc(refused, func(r *result.Result) bool {
-		return globs("relay.not-open-* relay.unknown-recipient relay.size relay.external-recipient relay.many-recipients", r.ID)
+		return globs("relay.not-open-* relay.unknown-recipient relay.size relay.external-recipient relay.many-recipients relay.sub-address", r.ID)
 	})
 	checked := o.find(query{any: []string{"~SPF validation", "~DMARC policy", "~DKIM signatures", "~reverse DNS"}})
 	scored := concat(o.find(query{ids: "relay.no-second-verdict"}), o.find(query{any: []string{"~spam score"}}))

@@ -77,6 +77,13 @@ func (e *env) Lookup(r script.Ref) (value, secret string, err error) {
 			return "", "", &missingVantage{Proxy, e.family}
 		}
 		return a.String(), "", nil
+	case "sub-address":
+		a, ok := e.accounts[arg]
+		if !ok {
+			return "", "", fmt.Errorf("there is no account %q", arg)
+		}
+		local, domain, _ := strings.Cut(a.Address, "@")
+		return local + "+detail@" + domain, "", nil
 	case "basic":
 		a, ok := e.accounts[arg]
 		if !ok {

@@ -340,7 +340,7 @@ func (c *checker) ref(pos Pos, r Ref, col int, sends bool) {
 			c.add(pos, col, "open it first", "there is no connection %s", r.Args[0])
 		}
 		return
-	case "basic", "basic-wrong", "sasl.plain", "sasl.wrong", "sasl.user", "sasl.secret":
+	case "basic", "basic-wrong", "sub-address", "sasl.plain", "sasl.wrong", "sasl.user", "sasl.secret":
 		want(1, "${"+r.Name+" alice}")
 		return
 	case "xclient", "ip4", "ip6":

@@ -74,6 +74,7 @@ func Variables() []Variable {
 		{"source-name", "the source's own host name, which clients need not know"},
 		{"source-address", "the address that the proxy reaches the source at"},
 		{"basic", "HTTP Basic credentials of an account: ${basic alice}"},
+		{"sub-address", "an account's address with +detail before the @: ${sub-address alice}"},
 		{"basic-wrong", "the same with a wrong password"},
 		{"basic-admin", "HTTP Basic credentials of the source's administrator"},
 		{"basic-limited-admin", "the same of an administrator who lacks the permission to read what is others'"},
@@ -99,7 +100,7 @@ func (r Ref) user() (string, bool) {
 		return r.Name[len("user."):], true
 	case strings.HasPrefix(r.Name, "secret."):
 		return r.Name[len("secret."):], true
-	case (strings.HasPrefix(r.Name, "sasl.") || r.Name == "basic" || r.Name == "basic-wrong") && len(r.Args) == 1:
+	case (strings.HasPrefix(r.Name, "sasl.") || r.Name == "basic" || r.Name == "basic-wrong" || r.Name == "sub-address") && len(r.Args) == 1:
 		return r.Args[0], true
 	}
 	return "", false

@@ -52,6 +52,8 @@ type core struct {
 	lists    []*blockList
 	greylist time.Duration
 	deliver  bool // the header Delivered-To
+	// subAddresses says whether what follows + in an address is passed over.
+	subAddresses bool
 
 	tracing tracing
 }
@@ -400,6 +402,7 @@ func (r *configReader) read(osName string) *core {
 		}
 	}
 	c.greylist = r.duration("spam-filter.grey-list.duration", 0)
+	c.subAddresses = r.boolean("session.rcpt.sub-addressing", true)
 	c.deliver = r.boolean("session.data.add-headers.delivered-to", true)
 	if r.boolean("spam-filter.pyzor.enable", true) {
 		if host := r.text("spam-filter.pyzor.host", "public.pyzor.org"); !r.resolve(host) {

@@ -137,13 +137,16 @@ func (d *directory) isLocal(domain string) bool {
 
 // recipient returns the account that an address belongs to: the address
 // itself, without what follows a plus, or the domain's catch-all.
-func (d *directory) recipient(address string) *principal {
+func (d *directory) recipient(address string, sub bool) *principal {
 	address = strings.ToLower(address)
 	user, domain, ok := strings.Cut(address, "@")
 	if i := strings.LastIndexByte(address, '@'); ok {
 		user, domain = address[:i], address[i+1:]
 	}
-	base, _, _ := strings.Cut(user, "+")
+	base := user
+	if sub {
+		base, _, _ = strings.Cut(user, "+")
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, want := range []string{address, base + "@" + domain, "@" + domain} {

@@ -170,7 +170,7 @@ func (in *session) mtaSTS() *response {
 
 // loginOf is the name that an address signs in with.
 func (in *session) loginOf(address string) string {
-	if p := in.srv.dir.recipient(address); p != nil && strings.EqualFold(p.primary(), address) {
+	if p := in.srv.dir.recipient(address, in.core.subAddresses); p != nil && strings.EqualFold(p.primary(), address) {
 		return p.name
 	}
 	return address

@@ -31,7 +31,7 @@
 //	  session.ehlo.{require reject-non-fqdn}
 //	  session.auth.{directory mechanisms require must-match-sender errors.total errors.wait}
 //	  session.mail.is-allowed
-//	  session.rcpt.{directory relay max-recipients errors.total errors.wait}
+//	  session.rcpt.{directory relay max-recipients sub-addressing errors.total errors.wait}
 //	  session.data.spam-filter, session.data.limits.{messages size received-headers}
 //	  session.data.add-headers.{received received-spf return-path auth-results message-id date delivered-to}
 //	  session.extensions.*             what EHLO offers; DSN, VRFY and EXPN are refused without it

@@ -625,8 +625,10 @@ func (in *session) setting(key string) string {
 	return in.core.keys[key]
 }
 
-func (in *session) isLocalDomain(domain string) bool   { return in.srv.dir.isLocal(domain) }
-func (in *session) isLocalAddress(address string) bool { return in.srv.dir.recipient(address) != nil }
+func (in *session) isLocalDomain(domain string) bool { return in.srv.dir.isLocal(domain) }
+func (in *session) isLocalAddress(address string) bool {
+	return in.srv.dir.recipient(address, in.core.subAddresses) != nil
+}
 
 // choose evaluates one of the settings with branches.
 func (in *session) choose(key string) any { return in.core.choices[key].eval(in) }

@@ -405,7 +405,7 @@ func (s *smtpSession) verifyAddress(verb, args string) {
 	case verb == "EXPN":
 		s.c.Line("550 5.1.2 Mailing list not found.")
 	default:
-		if p := s.srv.dir.recipient(args); p != nil {
+		if p := s.srv.dir.recipient(args, s.core.subAddresses); p != nil {
 			s.c.Line("250 ", p.primary())
 		} else {
 			s.c.Line("550 5.1.2 Address not found.")
@@ -721,7 +721,7 @@ func (s *smtpSession) rcpt(args string) bool {
 		s.log(evSMTPNoRelay, field{"to", to.lower})
 		drop()
 		return s.rcptError("550 5.1.2 Relay not allowed.", to.lower)
-	case local && s.srv.dir.recipient(to.lower) == nil && !bugs.Has(bug.AcceptsUnknown):
+	case local && s.srv.dir.recipient(to.lower, s.core.subAddresses) == nil && !bugs.Has(bug.AcceptsUnknown):
 		s.log(evSMTPNoMailbox, field{"to", to.lower})
 		drop()
 		return s.rcptError("550 5.1.2 Mailbox does not exist.", to.lower)

@@ -324,7 +324,7 @@ func (s *smtpSession) deliver(id uint64, from string, message []byte, messageID 
 		if !s.srv.dir.isLocal(domainPart(r.lower)) {
 			continue
 		}
-		who := s.srv.dir.recipient(r.lower)
+		who := s.srv.dir.recipient(r.lower, s.core.subAddresses)
 		if who == nil {
 			continue
 		}
