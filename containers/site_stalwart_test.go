@@ -47,6 +47,10 @@ func TestForeignStalwart(t *testing.T) {
 	for _, c := range cases {
 		specs = append(specs, shippedStalwart(t, path, c.defect))
 	}
+	talkative := shippedStalwart(t, path)
+	talkative.Name += "-debug"
+	talkative.Layers = append(talkative.Layers, fixtures.Layer{Name: "debug", Files: map[string]string{"stalwart/99-debug.toml": "tracer.out.level = \"debug\"\n"}})
+	specs = append(specs, talkative)
 	f := standForeign(ctx, t, specs...)
 	sites := make([]string, len(specs))
 	for i := range specs {
@@ -73,6 +77,14 @@ func TestForeignStalwart(t *testing.T) {
 			witnessed += len(found.Results[i].Witness)
 		}
 		assert.Check(t, witnessed > 10)
+	})
+	// Its log at DEBUG shows refused sign-ins as well.
+	t.Run("log at DEBUG", func(t *testing.T) {
+		text := strings.Replace(sites[len(specs)-1], "log = ", "log-level = \"debug\"\nlog = ", 1)
+		found := f.judge(ctx, t, text, append(everything(), harness.Select("client-address.imap", "client-address.pop3", "client-address.sieve", "client-address.submission", "client-address.http", "client-address.failed-*", "trust.forwarded"))...)
+		tell(t, found)
+		assert.Equal(t, found.Counts.Pass, len(found.Results)-found.Counts.Unsupported, "%+v", found.Counts)
+		assert.Check(t, slices.ContainsFunc(found.Results, func(r result.Result) bool { return r.ID == "client-address.failed-imap" && r.Verdict == result.Pass }))
 	})
 	t.Run("defects", func(t *testing.T) {
 		for i, c := range cases {

@@ -45,7 +45,12 @@ func stalwartLayers(t *testing.T, defects ...string) harness.SourceSpec {
 // rehearseStalwart starts a reference Stalwart, and writes its site file.
 func rehearseStalwart(t *testing.T, defects ...string) *rehearsal {
 	t.Helper()
-	r, src := startRehearsal(t, stalwartLayers(t, defects...))
+	return rehearseStalwartSpec(t, stalwartLayers(t, defects...))
+}
+
+func rehearseStalwartSpec(t *testing.T, spec harness.SourceSpec) *rehearsal {
+	t.Helper()
+	r, src := startRehearsal(t, spec)
 	at := fixtures.NetworkNamed(fixtures.ProxyNet).Source(0)
 	var b strings.Builder
 	fmt.Fprintf(&b, "domain = %q\n\n[proxy]\nhost = %q\nip4 = %q\nip6 = %q\ntls = \"unchecked:the lab's own authority\"\n", fixtures.Domain, fixtures.PublicHost, fixtures.Public().IP4, fixtures.Public().IP6)
@@ -174,6 +179,58 @@ func TestFirstLookAtAStalwart(t *testing.T) {
 	assert.Check(t, p.Demand.Connections <= 60 && p.Demand.SignIns+p.Demand.Again <= 25 && p.Demand.FailedSignIns == 0 && p.Demand.UnknownUsers == 0, "%+v", *p.Demand)
 	for _, v := range []string{run.Proxy, run.Relay} {
 		assert.Check(t, p.Blame[v].Zero(), "%s: %+v", v, p.Blame[v])
+	}
+}
+
+// atDebug says of a Stalwart that its log is at DEBUG.
+func (r *rehearsal) atDebug() *rehearsal {
+	r.text = strings.Replace(r.text, "log = \"file:mail.log\"\n", "log = \"file:mail.log\"\nlog-level = \"debug\"\n", 1)
+	return r
+}
+
+// A Stalwart whose log is at DEBUG, and is said to be, is also judged by the
+// sign-ins that it refuses. What is said wrongly is seen, and fails nothing.
+func TestLogOfAStalwartAtDebug(t *testing.T) {
+	refused := []harness.Option{harness.Select("client-address.imap", "client-address.pop3", "client-address.sieve", "client-address.submission", "client-address.http", "client-address.failed-*"), patient}
+	for name, c := range map[string]struct {
+		layer  string
+		defect []string
+		want   string // the verdict of refused sign-ins
+	}{
+		"as it is said":  {"tracer.out.level = \"debug\"\n", nil, "pass"},
+		"at INFO":        {"", nil, "inconclusive"},
+		"with a bug too": {"tracer.out.level = \"debug\"\n", []string{"stalwart-failed-login-logs-proxy"}, "fail"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			spec := stalwartLayers(t, c.defect...)
+			if c.layer != "" {
+				spec.Layers = append(spec.Layers, fixtures.Layer{Name: "debug", Files: map[string]string{"stalwart/99-debug.toml": c.layer}})
+			}
+			r := rehearseStalwartSpec(t, spec).atDebug()
+			found := r.judge(t, append(everything(), refused...)...)
+			tellFailures(t, found)
+			if c.want == "fail" {
+				assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
+				assert.Check(t, strings.Contains(found.Answer.Sentence, "client-address.failed-"), found.Answer.Sentence)
+				return
+			}
+			n := 0
+			for i := range found.Results {
+				res := &found.Results[i]
+				switch {
+				case !strings.HasPrefix(res.ID, "client-address.failed-"):
+					assert.Equal(t, string(res.Verdict), "pass", res.Key())
+				case res.Verdict != result.Unsupported:
+					n++
+					assert.Equal(t, string(res.Verdict), c.want, "%s: %s", res.Key(), res.Reason)
+				}
+			}
+			assert.Check(t, n >= 8, "%d", n)
+			if c.want == "inconclusive" {
+				assert.Check(t, strings.Contains(found.Answer.Sentence, "a tracer of old at DEBUG"), found.Answer.Sentence)
+			}
+		})
 	}
 }
 

@@ -352,7 +352,7 @@ func TestInterruptAtASiteLeavesNoMessage(t *testing.T) {
 func TestAccountsThatAPlanSaysAreNeeded(t *testing.T) {
 	all, err := scenarios.All()
 	assert.NilError(t, err)
-	for name, r := range map[string]*rehearsal{"dovecot-postfix": rehearse(t, "bookworm"), "stalwart": rehearseStalwart(t)} {
+	for name, r := range map[string]*rehearsal{"dovecot-postfix": rehearse(t, "bookworm"), "stalwart": rehearseStalwart(t), "stalwart at debug": rehearseStalwart(t).atDebug()} {
 		whole := r.text
 		plan := func(accounts int) *run.Plan {
 			r.text = whole[:strings.Index(whole, fmt.Sprintf("[account.probe%d]", accounts))]

@@ -49,6 +49,8 @@ func (s *Source) is(word, endpoint string) bool {
 		return true
 	case kind == generic:
 		return version == string(s.AnnouncedOn(endpoint))
+	case version == "instrumented" && s.Detailed:
+		return true
 	}
 	return version == s.Version
 }

@@ -33,6 +33,7 @@ type care struct {
 	repeats   map[*Source]int      // claims that were asked again
 	refusals  map[string]int       // of right passwords, by account
 	withdrawn map[string]string    // what was said of accounts that are left alone
+	detailed  map[*Source]bool     // logs that were seen to be at DEBUG
 	problems  []result.Problem
 	calls     map[string]*barrierCall
 	turns     map[string]chan struct{}
@@ -49,7 +50,7 @@ func newCare(t *Target, o Options) *care {
 		return nil
 	}
 	return &care{limits: t.Limits, pace: newPacer(o.rate(t)), trusted: map[string]bool{}, unsettled: map[string]bool{},
-		asked: map[*Source]int{}, shows: map[*Source]string{}, mute: map[*Source][]string{}, accepted: map[*Source]int{}, repeats: map[*Source]int{}, refusals: map[string]int{}, withdrawn: map[string]string{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
+		asked: map[*Source]int{}, shows: map[*Source]string{}, mute: map[*Source][]string{}, accepted: map[*Source]int{}, repeats: map[*Source]int{}, refusals: map[string]int{}, withdrawn: map[string]string{}, detailed: map[*Source]bool{}, calls: map[string]*barrierCall{}, turns: map[string]chan struct{}{}}
 }
 
 func (c *care) wait(ctx context.Context) error {
@@ -95,6 +96,9 @@ const unwitnessed = "was not witnessed in this run"
 
 // untrusted says why a risky item is not run yet, or "".
 func (c *care) untrusted(it *item) string {
+	if why := c.shallow(it); why != "" {
+		return why
+	}
 	if !c.risky(it) || it.source.Kind == generic && it.source.AnnouncedOn(it.facet.Endpoint) == ByNothing {
 		return "" // where nobody is announced, it is the proxy's by what was declared
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/mailproof/mailproof/harness/proto"
@@ -13,6 +14,24 @@ import (
 
 // What is different at an operator's Stalwart: how its log is seen to be read,
 // and how often a claim is asked again because that log lost a line.
+
+// debugNeed is what scenarios about refused sign-ins at a Stalwart need: a lab in
+// the profile whose log is at DEBUG, or a site that is declared to be.
+const debugNeed = "stalwart@instrumented"
+
+// shallow says why an item's claim cannot be judged although the site's file says
+// that the log is at DEBUG, or "".
+func (c *care) shallow(it *item) string {
+	if c == nil || !it.source.Detailed || !slices.Contains(it.scenario.Needs, debugNeed) || slices.Contains(it.scenario.Needs, it.source.Kind) {
+		return ""
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.detailed[it.source] {
+		return ""
+	}
+	return fmt.Sprintf("the log of %s is said to be at DEBUG, and no line of ours at that level came: to judge it, add a tracer of %s at DEBUG (log-level), and a vantage client, stranger or neighbour that knows the port it leaves from", it.source.Name, it.source.Name)
+}
 
 // showHello makes a Stalwart write a line of ours to its log, and waits for it.
 // As shipped it logs neither sessions that end without a sign-in nor sign-ins
@@ -49,6 +68,11 @@ func (r *runner) showHelloAt(ctx context.Context, s *Source, l *witness.Log, end
 	name := fmt.Sprintf("barrier-%s%s.example", r.seed, base36(r.barriers.Add(1)))
 	w := l.Watch(witness.Key("helo", name))
 	defer w.Close()
+	debug := l.Watch()
+	defer debug.Close()
+	if s.Detailed && c.Local().Port() != 0 {
+		debug.Add(witness.PeerKey(c.Local())) // at DEBUG it logs that the session began, before its name
+	}
 	if ep.TLS == "implicit" {
 		if err := c.StartTLS(r.target.sourceTLS(s)); err != nil {
 			return err
@@ -67,7 +91,26 @@ func (r *runner) showHelloAt(ctx context.Context, s *Source, l *witness.Log, end
 			return err
 		}
 	}
-	return seen(ctx, l, w, wait, "a session of our own over "+endpoint+" (its EHLO name, which Stalwart logs at INFO)")
+	if err := seen(ctx, l, w, wait, "a session of our own over "+endpoint+" (its EHLO name, which Stalwart logs at INFO)"); err != nil {
+		return err
+	}
+	began := func(rs []witness.Record) bool {
+		return slices.ContainsFunc(rs, func(r witness.Record) bool { return r.Kind == witness.Connection })
+	}
+	r.care.mu.Lock()
+	known := r.care.detailed[s]
+	r.care.mu.Unlock()
+	if !s.Detailed || known || c.Local().Port() == 0 {
+		return nil
+	}
+	dctx, cancel := context.WithTimeout(ctx, r.opts.grace()) // its threads' lines have no common order
+	defer cancel()
+	if _, err := debug.Await(dctx, began); err == nil {
+		r.care.mu.Lock()
+		r.care.detailed[s] = true
+		r.care.mu.Unlock()
+	}
+	return nil
 }
 
 // again says whether a claim may be asked again because the source's log lost

@@ -164,6 +164,9 @@ type Source struct {
 	ProxyRoots *x509.CertPool
 	// Admin changes its settings while it runs; nil where nobody may.
 	Admin Admin
+	// Detailed says that the log of a site's Stalwart was declared to be at
+	// DEBUG, where refused sign-ins are; a run sees for itself whether it is.
+	Detailed bool
 }
 
 // An Announcement is how a source is told who the client is.

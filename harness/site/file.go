@@ -51,6 +51,7 @@ type Source struct {
 	Version  string // "bookworm", "trixie"; "0.15.5"; "" of a generic one
 	Log      Log
 	Accounts []Account
+	Detailed bool // a Stalwart's log is at DEBUG
 	// Announces is how a generic source is told of clients, by its services.
 	Announces map[string]run.Announcement
 }

@@ -214,7 +214,7 @@ func (b *builder) source(s *Source) error {
 	}
 	b.unchecked(s.Label, s.TLS)
 	announces, pace := announcement(s)
-	src := &run.Source{Name: s.Label, Kind: s.Kind, Version: s.Version, Origin: result.FromSite, Domain: b.f.Domain, Announces: announces, Pace: pace,
+	src := &run.Source{Name: s.Label, Kind: s.Kind, Version: s.Version, Origin: result.FromSite, Domain: b.f.Domain, Announces: announces, Pace: pace, Detailed: s.Detailed,
 		Addr:      func(_ string, f run.Family) netip.Addr { return at.Of(string(f)) },
 		Endpoints: s.Endpoints, ServerName: nameOf(s.Host), Verify: verify, Logs: map[string]run.LogFunc{}}
 	b.declare(s, src)

@@ -528,6 +528,8 @@ func TestAStalwartsFile(t *testing.T) {
 		"by another":    {"api:https://old.example.org:8443", "file:/var/log/stalwart", "belongs to log = \"api:…\""},
 		"announces":     {"version = \"0.15.5\"", "version = \"0.15.5\"\nannounces = \"proxy\"", "stalwart takes a PROXY header"},
 		"version":       {"0.15.5", "0.16", "there are 0.15.5"},
+		"a level":       {"log-from", "log-level = \"trace\"\nlog-from", "unknown level \"trace\""},
+		"of no log":     {"log = \"api:https://old.example.org:8443\"\nlog-secret = \"env:LOGS\"\nlog-from = \"client\"", "log-level = \"debug\"", "log-level: there is no log"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := strings.Replace(stalwartSite, tc.old, tc.new, 1)

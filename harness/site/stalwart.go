@@ -58,7 +58,7 @@ func keysOf(kind string) []string {
 		names = append(names, e.Name)
 	}
 	if kind == fixtures.Stalwart {
-		names = append(names, "log-user", "log-secret", "log-from")
+		names = append(names, "log-level", "log-user", "log-secret", "log-from")
 	}
 	return names
 }
@@ -72,6 +72,17 @@ func (t table) stalwart(s *Source) {
 	}
 	if _, ok := t.m["announces"]; ok {
 		t.wrong("announces", "is for sources of kind generic; stalwart takes a PROXY header")
+	}
+	switch level := t.text("log-level"); level {
+	case "debug":
+		s.Detailed = true
+		fallthrough
+	case "", "info":
+		if _, ok := t.m["log"]; !ok && level != "" {
+			t.wrong("log-level", "there is no log")
+		}
+	default:
+		t.wrong("log-level", "unknown level %q: write \"info\", as shipped, or \"debug\"", level)
 	}
 	if log, ok := t.m["log"].(string); !ok || !strings.HasPrefix(log, "api:") {
 		for _, k := range []string{"log-user", "log-secret", "log-from"} {
