@@ -227,7 +227,7 @@ func tell(t *testing.T, found *result.Run) {
 func rehearsal(t *testing.T) {
 	t.Helper()
 	if os.Getenv("MAILPROOF_REHEARSE") == "" {
-		t.Skip("the rehearsal with real servers takes eight minutes: make rehearse runs it")
+		t.Skip("the rehearsal with real servers takes ten minutes: make rehearse runs it")
 	}
 	NeedEngine(t)
 }
