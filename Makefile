@@ -43,9 +43,9 @@ prove-docker:
 stability:
 	MAILPROOF_STABILITY=20 $(GO) test -count 1 -run '^TestStability$$' -timeout 20m ./harness
 
-# A stranger's servers, judged through a site file only: good ones, a dozen that
-# are not, whatever can be missing, and servers that nothing is known of. It takes
-# ten minutes and an engine, and where images are not there yet a few more.
+# What every run of the tests does with a stranger's Dovecot and Postfix, reached
+# by nothing but a site file, and besides: the same over OpenSSH alone, OpenSMTPD
+# and Cyrus, and the Stalwart that MAILPROOF_STALWART names. Minutes, and an engine.
 rehearse:
 	MAILPROOF_REHEARSE=1 MAILPROOF_REQUIRE_DOCKER=1 $(GO) test -count 1 -v -run '^(TestForeign|TestOpenSMTPDAndCyrus)' -timeout 30m ./containers
 

@@ -123,6 +123,8 @@ type foreign struct {
 	via map[string]string // SOCKS servers by vantage
 	env map[string]string
 	ssh string // the program that is used as ssh; empty for the system's
+
+	slots chan struct{} // taken by what is judged beside others
 }
 
 func standForeign(ctx context.Context, t *testing.T, specs ...harness.SourceSpec) *foreign {
@@ -131,7 +133,7 @@ func standForeign(ctx context.Context, t *testing.T, specs ...harness.SourceSpec
 	for _, f := range l.Failures() {
 		t.Fatal(f)
 	}
-	f := &foreign{lab: l, dir: t.TempDir(), via: map[string]string{}, env: map[string]string{}}
+	f := &foreign{lab: l, dir: t.TempDir(), via: map[string]string{}, env: map[string]string{}, slots: make(chan struct{}, 6)}
 	assert.NilError(t, os.WriteFile(filepath.Join(f.dir, "ca.pem"), l.ca.PEM(), 0o600))
 	for _, h := range fixtures.Hosts() {
 		f.via[h.Vantage] = serveSOCKS(ctx, t, h.Vantage, l.Target().Vantages[h.Vantage], func(a netip.Addr) netip.Addr {
@@ -177,13 +179,44 @@ func (f *foreign) site(t *testing.T, i int) string {
 
 func (f *foreign) judge(ctx context.Context, t *testing.T, text string, opts ...harness.Option) *result.Run {
 	t.Helper()
-	file, err := site.Parse(filepath.Join(f.dir, "site.toml"), []byte(text))
-	assert.NilError(t, err)
-	target, err := site.Open(ctx, file, site.Options{SSH: f.ssh, Env: func(name string) (string, bool) { v, ok := f.env[name]; return v, ok }})
-	assert.NilError(t, err)
-	found, err := harness.Run(ctx, target, append([]harness.Option{harness.Rate(500)}, opts...)...)
+	found, err := f.try(ctx, text, opts...)
 	assert.NilError(t, err)
 	return found
+}
+
+// try judges what a site file describes.
+func (f *foreign) try(ctx context.Context, text string, opts ...harness.Option) (*result.Run, error) {
+	file, err := site.Parse(filepath.Join(f.dir, "site.toml"), []byte(text))
+	if err != nil {
+		return nil, err
+	}
+	target, err := site.Open(ctx, file, site.Options{SSH: f.ssh, Env: func(name string) (string, bool) { v, ok := f.env[name]; return v, ok }})
+	if err != nil {
+		return nil, err
+	}
+	return harness.Run(ctx, target, append([]harness.Option{harness.Rate(500)}, opts...)...)
+}
+
+// start judges what a site file describes beside others, six of them at a
+// time at most, and gives back who waits for the result. Most of the time each
+// waits for its server: the tests' own number at a time is for tests that compute.
+func (f *foreign) start(ctx context.Context, t *testing.T, text string, opts ...harness.Option) (judged func(*testing.T) *result.Run) {
+	var found *result.Run
+	var err error
+	done := make(chan struct{})
+	t.Cleanup(func() { <-done })
+	go func() {
+		defer close(done)
+		f.slots <- struct{}{}
+		defer func() { <-f.slots }()
+		found, err = f.try(ctx, text, opts...)
+	}()
+	return func(t *testing.T) *result.Run {
+		t.Helper()
+		<-done
+		assert.NilError(t, err)
+		return found
+	}
 }
 
 // shipped is a source as Debian ships it, with the guide's recipe and either a
@@ -227,147 +260,88 @@ func tell(t *testing.T, found *result.Run) {
 func rehearsal(t *testing.T) {
 	t.Helper()
 	if os.Getenv("MAILPROOF_REHEARSE") == "" {
-		t.Skip("the rehearsal with real servers takes ten minutes: make rehearse runs it")
+		t.Skip("this rehearsal needs images of its own and takes minutes: make rehearse runs it")
 	}
 	NeedEngine(t)
 }
 
-// A good server of a stranger's, as Debian ships it, is ready; and where a
-// vantage, the log or the accounts are missing, that is what is named.
-func TestForeignServersThatAreGood(t *testing.T) {
-	rehearsal(t)
-	ctx := within(t, 8*time.Minute)
-	releases := fixtures.Releases(fixtures.DovecotPostfix)
-	var specs []harness.SourceSpec
-	for _, r := range releases {
-		specs = append(specs, shipped(t, r))
-	}
-	f := standForeign(ctx, t, specs...)
-	sites := make([]string, len(releases))
-	for i, r := range releases {
-		sites[i] = f.site(t, i)
-		t.Run(r+" at first look", func(t *testing.T) {
-			found := f.judge(ctx, t, sites[i])
-			t.Logf("%s; %+v in %.1f s", found.Answer.Sentence, found.Counts, found.Seconds)
-			assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged, found.Answer.Sentence)
-			assert.Equal(t, found.Counts.Fail+found.Counts.Error, 0)
-		})
-	}
-	for _, line := range []string{"client = ", "proxy = ", "relay = ", "neighbour = ", "stranger = ", "log = ", "[account."} {
-		t.Run("without "+strings.Trim(line, "[. ="), func(t *testing.T) {
-			var kept []string
-			for _, l := range strings.Split(sites[0], "\n") {
-				if line == "[account." && strings.HasPrefix(l, line) {
-					break // the accounts stand last
-				}
-				if !strings.HasPrefix(l, line) {
-					kept = append(kept, l)
-				}
-			}
-			found := f.judge(ctx, t, strings.Join(kept, "\n"))
-			assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged, found.Answer.Sentence)
-			named := map[string]string{"log = ": "to [source.old]", "[account.": "1 account of old"}[line]
-			if named == "" {
-				named = strings.TrimSuffix(line, " = ") + " to [vantage]"
-			}
-			assert.Check(t, strings.Contains(found.Answer.Sentence, named), found.Answer.Sentence)
-			assert.Check(t, found.Counts.Pass > 0)
-		})
-	}
-	// What makes sign-ins fail comes last: the servers hold the client back for a while.
-	t.Run("whole", func(t *testing.T) {
-		for i, r := range releases {
-			t.Run(r, func(t *testing.T) {
-				t.Parallel()
-				found := f.judge(ctx, t, sites[i], everything()...)
-				tell(t, found)
-				assert.Equal(t, found.Answer.Verdict, result.Ready, found.Answer.Sentence)
-				assert.Check(t, slices.ContainsFunc(found.Notices, func(n string) bool { return strings.Contains(n, "none is left") }), "%q", found.Notices)
-			})
-		}
-	})
-}
-
-// A dozen misconfigurations of a stranger's servers, each found out and its
-// cause named first.
-func TestForeignServersThatAreNot(t *testing.T) {
-	rehearsal(t)
-	ctx := within(t, 9*time.Minute)
-	cases := []struct{ defect, code string }{
+// Servers of a stranger's, as Debian ships them and reached by nothing but a
+// site file, side by side. Good ones of both releases are ready; where a
+// vantage, the log or the accounts are missing, that is what is named; and each
+// of a dozen misconfigurations is found out, its cause first.
+func TestForeignServers(t *testing.T) {
+	NeedEngine(t)
+	ctx := within(t, 6*time.Minute)
+	defects := []struct{ name, code string }{
 		{"trust-missing", "DX-14"}, {"trust-missing-postfix", "DX-14"}, {"submissions-forgotten", "DX-14"},
 		{"trust-subnet", "DX-27"}, {"trust-everyone", "DX-27"}, {"trust-new-server-included", "MP-TRUST-NEW-SERVER"},
 		{"inet-protocols-ipv4", "DX-19"}, {"haproxy-listener", "DX-02"}, {"smtpd-upstream-proxy", "DX-06"},
 		{"relay-refused", "DX-08"}, {"open-relay", "MP-OPEN-RELAY"}, {"proxy-in-mynetworks", "DX-28"}, {"no-sasl-plain", "MP-SASL-PLAIN"},
 	}
+	releases := fixtures.Releases(fixtures.DovecotPostfix)
 	var specs []harness.SourceSpec
-	for _, c := range cases {
-		specs = append(specs, shipped(t, "trixie", c.defect))
+	for _, r := range releases {
+		specs = append(specs, shipped(t, r))
+	}
+	looked := shipped(t, "trixie")
+	looked.Name += "-looked-at"
+	specs = append(specs, looked)
+	for _, d := range defects {
+		specs = append(specs, shipped(t, "trixie", d.name))
 	}
 	f := standForeign(ctx, t, specs...)
-	sites := make([]string, len(cases))
-	for i := range cases {
+	sites := make([]string, len(specs))
+	for i := range specs {
 		sites[i] = f.site(t, i)
 	}
-	t.Run("all", func(t *testing.T) {
-		for i, c := range cases {
-			t.Run(c.defect, func(t *testing.T) {
-				t.Parallel()
-				// No sign-in needs to fail for this, and nothing to be flooded.
-				found := f.judge(ctx, t, sites[i], harness.MaxRisk(script.R4), harness.Allow(run.AllowProtocolErrors, run.AllowBadRecipients), harness.Jobs(16))
-				t.Logf("%s (%.1f s)", found.Answer.Sentence, found.Seconds)
-				assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
-				assert.Assert(t, len(found.Diagnoses) > 0, found.Answer.Sentence)
-				assert.Equal(t, found.Diagnoses[0].Code, c.code, found.Answer.Sentence)
-			})
-		}
-	})
-}
-
-// A bounded part of the rehearsal that every run of the tests does, side by
-// side: one release, ready at R4 with everything allowed, good at a first look
-// with all and without a vantage and without a log, and with two defects.
-func TestForeignServersInBrief(t *testing.T) {
-	NeedEngine(t)
-	ctx := within(t, 4*time.Minute)
-	again := shipped(t, "trixie")
-	again.Name += "-again"
-	f := standForeign(ctx, t, shipped(t, "trixie"), again, shipped(t, "trixie", "trust-missing"), shipped(t, "trixie", "relay-refused"))
-	looked := f.site(t, 0)
-	sites := []string{f.site(t, 1), f.site(t, 2), f.site(t, 3)}
-	blameless := []harness.Option{harness.MaxRisk(script.R4), harness.Allow(run.AllowProtocolErrors, run.AllowBadRecipients), harness.Jobs(16)}
-
-	t.Run("all", func(t *testing.T) {
-		t.Run("good", func(t *testing.T) {
-			t.Parallel()
-			found := f.judge(ctx, t, sites[0], append(everything(), harness.Jobs(16))...)
+	var good, bad []func(*testing.T) *result.Run
+	for i := range releases {
+		good = append(good, f.start(ctx, t, sites[i], append(everything(), harness.Jobs(16))...))
+	}
+	for i := range defects {
+		// No sign-in needs to fail for this, and nothing to be flooded.
+		bad = append(bad, f.start(ctx, t, sites[len(releases)+1+i], harness.MaxRisk(script.R4), harness.Allow(run.AllowProtocolErrors, run.AllowBadRecipients), harness.Jobs(16)))
+	}
+	// One server is looked at again and again, and never twice at a time.
+	looks := sites[len(releases)]
+	for _, c := range []struct{ without, names string }{
+		{"", "--max-risk R4"},
+		{"client = ", "client to [vantage]"}, {"proxy = ", "proxy to [vantage]"}, {"relay = ", "relay to [vantage]"},
+		{"neighbour = ", "neighbour to [vantage]"}, {"stranger = ", "stranger to [vantage]"},
+		{"log = ", "to [source.old]"}, {"[account.", "1 account of old"},
+	} {
+		t.Run("first look "+strings.TrimRight(strings.Replace("without "+c.without, "[", "", 1), ". ="), func(t *testing.T) {
+			var kept []string
+			for _, l := range strings.Split(looks, "\n") {
+				if c.without == "[account." && strings.HasPrefix(l, c.without) {
+					break // the accounts stand last
+				}
+				if c.without == "" || !strings.HasPrefix(l, c.without) {
+					kept = append(kept, l)
+				}
+			}
+			found := f.judge(ctx, t, strings.Join(kept, "\n"), func(o *run.Options) { o.MaxRisk, o.Brief = script.R1, true })
+			t.Logf("%s; %+v in %.1f s", found.Answer.Sentence, found.Counts, found.Seconds)
+			assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged, found.Answer.Sentence)
+			assert.Check(t, strings.Contains(found.Answer.Sentence, c.names), found.Answer.Sentence)
+			assert.Check(t, found.Counts.Pass > 0 && found.Counts.Fail+found.Counts.Error == 0, "%+v", found.Counts)
+		})
+	}
+	for i, d := range defects {
+		t.Run(d.name, func(t *testing.T) {
+			found := bad[i](t)
+			t.Logf("%s (%.1f s)", found.Answer.Sentence, found.Seconds)
+			assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
+			assert.Assert(t, len(found.Diagnoses) > 0, found.Answer.Sentence)
+			assert.Equal(t, found.Diagnoses[0].Code, d.code, found.Answer.Sentence)
+		})
+	}
+	for i, r := range releases {
+		t.Run("good "+r, func(t *testing.T) {
+			found := good[i](t)
 			tell(t, found)
-			assert.Equal(t, found.Answer.Sentence, "ready to cut over")
+			assert.Equal(t, found.Answer.Verdict, result.Ready, found.Answer.Sentence)
 			assert.Check(t, slices.ContainsFunc(found.Notices, func(n string) bool { return strings.Contains(n, "none is left") }), "%q", found.Notices)
 		})
-		t.Run("first look", func(t *testing.T) {
-			t.Parallel()
-			for _, c := range []struct{ without, names string }{{"", "--max-risk R4"}, {"relay = ", "relay to [vantage]"}, {"log = ", "to [source.old]"}} {
-				var kept []string
-				for _, l := range strings.Split(looked, "\n") {
-					if c.without == "" || !strings.HasPrefix(l, c.without) {
-						kept = append(kept, l)
-					}
-				}
-				found := f.judge(ctx, t, strings.Join(kept, "\n"), func(o *run.Options) { o.MaxRisk, o.Brief = script.R1, true })
-				t.Logf("without %q: %s; %+v in %.1f s", c.without, found.Answer.Sentence, found.Counts, found.Seconds)
-				assert.Equal(t, found.Answer.Verdict, result.NotFullyJudged, found.Answer.Sentence)
-				assert.Check(t, strings.Contains(found.Answer.Sentence, c.names), found.Answer.Sentence)
-				assert.Check(t, found.Counts.Pass > 0 && found.Counts.Fail+found.Counts.Error == 0, "%+v", found.Counts)
-			}
-		})
-		for i, code := range []string{"DX-14", "DX-08"} {
-			t.Run(code, func(t *testing.T) {
-				t.Parallel()
-				found := f.judge(ctx, t, sites[i+1], blameless...)
-				t.Logf("%s (%.1f s)", found.Answer.Sentence, found.Seconds)
-				assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
-				assert.Equal(t, found.Diagnoses[0].Code, code, found.Answer.Sentence)
-			})
-		}
-	})
+	}
 }
