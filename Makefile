@@ -43,9 +43,9 @@ prove-docker:
 stability:
 	MAILPROOF_STABILITY=20 $(GO) test -count 1 -run '^TestStability$$' -timeout 20m ./harness
 
-# What every run of the tests does with a stranger's Dovecot and Postfix, reached
-# by nothing but a site file, and besides: the same over OpenSSH alone, OpenSMTPD
-# and Cyrus, and the Stalwart that MAILPROOF_STALWART names. Minutes, and an engine.
+# What every run of the tests does with a stranger's servers, reached by nothing
+# but a site file, and besides: the same over OpenSSH alone, and with the Stalwart
+# that MAILPROOF_STALWART names. It takes minutes and an engine.
 rehearse:
 	MAILPROOF_REHEARSE=1 MAILPROOF_REQUIRE_DOCKER=1 $(GO) test -count 1 -v -run '^(TestForeign|TestOpenSMTPDAndCyrus)' -timeout 30m ./containers
 

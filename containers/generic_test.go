@@ -161,16 +161,22 @@ const (
 // An OpenSMTPD and a Cyrus, of which mailproof knows nothing, are judged by
 // what is declared of them; a declaration that is wrong is found out.
 func TestOpenSMTPDAndCyrus(t *testing.T) {
-	rehearsal(t)
-	ctx := within(t, 8*time.Minute)
+	NeedEngine(t)
+	ctx := within(t, 6*time.Minute)
 	specs := []harness.SourceSpec{spec1("trixie", "trixie", fixtures.Instrumented)}
-	told := []fixtures.Forwarding{fixtures.ForwardingOf(fixtures.DovecotPostfix), {Mail: "none", Submission: "proxy"}, {Mail: "none", Submission: "proxy"}}
+	// One of each declaration, side by side: most of the time each waits.
+	cases := []struct {
+		name, announces string
+		fenced          bool
+	}{{"declared truthfully", truth, true}, {"declared as none", tooLittle, true}, {"declared as proxy", tooMuch, true}, {"without a fence", truth, false}}
+	told := []fixtures.Forwarding{fixtures.ForwardingOf(fixtures.DovecotPostfix)}
 	var mapping strings.Builder
-	accounts := [][]run.Account{1: nil, 2: nil}
-	for i := 1; i <= 2; i++ {
-		accounts[i] = harness.NewAccountPool(i).All()[:24]
+	accounts := make([][]run.Account, len(cases))
+	for i := range cases {
+		told = append(told, fixtures.Forwarding{Mail: "none", Submission: "proxy"})
+		accounts[i] = harness.NewAccountPool(i + 1).All()[:24]
 		for _, a := range accounts[i] {
-			fmt.Fprintf(&mapping, "%q = %q\n", a.Address, fixtures.Destination(i))
+			fmt.Fprintf(&mapping, "%q = %q\n", a.Address, fixtures.Destination(i+1))
 		}
 	}
 	proxy := ReferenceProxy(specs)
@@ -179,12 +185,12 @@ func TestOpenSMTPDAndCyrus(t *testing.T) {
 	for _, f := range l.Failures() {
 		t.Fatal(f)
 	}
-	f := &foreign{lab: l, dir: t.TempDir(), via: map[string]string{}, env: map[string]string{}}
+	f := &foreign{lab: l, dir: t.TempDir(), via: map[string]string{}, env: map[string]string{}, slots: make(chan struct{}, len(cases))}
 	assert.NilError(t, os.WriteFile(filepath.Join(f.dir, "ca.pem"), l.ca.PEM(), 0o600))
 	for _, h := range fixtures.Hosts() {
 		own := fixtures.NetworkNamed(h.Network)
 		f.via[h.Vantage] = serveSOCKS(ctx, t, h.Vantage, l.Target().Vantages[h.Vantage], func(a netip.Addr) netip.Addr {
-			for i := range 3 {
+			for i := range len(told) {
 				if p := fixtures.NetworkNamed(fixtures.ProxyNet).Source(i); a == p.IP4 || a == p.IP6 {
 					return own.Source(i).Of(string(run.FamilyOf(a)))
 				}
@@ -192,16 +198,40 @@ func TestOpenSMTPDAndCyrus(t *testing.T) {
 			return a
 		})
 	}
-	fenced, open := standStrange(ctx, t, l, 1, accounts[1], true), standStrange(ctx, t, l, 2, accounts[2], false)
+	sites := make([]string, len(cases))
+	for i, c := range cases {
+		sites[i] = f.declared(standStrange(ctx, t, l, i+1, accounts[i], c.fenced), c.announces)
+	}
+	judged := make([]func(*testing.T) *result.Run, len(cases))
+	for i, c := range cases {
+		opts := append(everything(), harness.Jobs(12))
+		if c.announces != truth {
+			opts = []harness.Option{harness.Allow(run.Allowances()...), harness.Jobs(12)}
+		}
+		judged[i] = f.start(ctx, t, sites[i], opts...)
+	}
 
-	t.Run("declared truthfully", func(t *testing.T) {
-		found := f.judge(ctx, t, f.declared(fenced, truth), append(everything(), harness.Jobs(12))...)
+	t.Run(cases[0].name, func(t *testing.T) {
+		found := judged[0](t)
 		tell(t, found)
 		assert.Equal(t, found.Answer.Verdict, result.Ready, found.Answer.Sentence)
 	})
+	for i, code := range map[int]string{1: "MP-DECLARED-NONE", 2: "MP-DECLARED-PROXY"} {
+		t.Run(cases[i].name, func(t *testing.T) {
+			found := judged[i](t)
+			for _, d := range found.Diagnoses {
+				t.Logf("%s %s; %s", d.Code, d.Title, strings.Join(d.DiscriminatedBy, "; "))
+			}
+			t.Logf("%s (%.1f s)", found.Answer.Sentence, found.Seconds)
+			assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
+			assert.Assert(t, len(found.Diagnoses) > 0)
+			assert.Equal(t, found.Diagnoses[0].Code, code)
+			assert.Assert(t, !slices.ContainsFunc(found.Results, func(r result.Result) bool { return r.Verdict == result.Error }))
+		})
+	}
 	// What is true of OpenSMTPD itself: it asks nobody who sends a header.
-	t.Run("without a fence", func(t *testing.T) {
-		found := f.judge(ctx, t, f.declared(open, truth), append(everything(), harness.Jobs(12))...)
+	t.Run(cases[3].name, func(t *testing.T) {
+		found := judged[3](t)
 		tell(t, found)
 		assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
 		assert.Equal(t, found.Diagnoses[0].Code, "DX-27", found.Answer.Sentence)
@@ -211,17 +241,4 @@ func TestOpenSMTPDAndCyrus(t *testing.T) {
 			}
 		}
 	})
-	for _, c := range []struct{ declared, code string }{{tooLittle, "MP-DECLARED-NONE"}, {tooMuch, "MP-DECLARED-PROXY"}} {
-		t.Run("declared as "+strings.Trim(c.declared, `"`), func(t *testing.T) {
-			found := f.judge(ctx, t, f.declared(fenced, c.declared), harness.Allow(run.Allowances()...), harness.Jobs(12))
-			for _, d := range found.Diagnoses {
-				t.Logf("%s %s; %s", d.Code, d.Title, strings.Join(d.DiscriminatedBy, "; "))
-			}
-			t.Logf("%s (%.1f s)", found.Answer.Sentence, found.Seconds)
-			assert.Equal(t, found.Answer.Verdict, result.NotReady, found.Answer.Sentence)
-			assert.Assert(t, len(found.Diagnoses) > 0)
-			assert.Equal(t, found.Diagnoses[0].Code, c.code)
-			assert.Assert(t, !slices.ContainsFunc(found.Results, func(r result.Result) bool { return r.Verdict == result.Error }))
-		})
-	}
 }

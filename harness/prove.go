@@ -38,8 +38,11 @@ type ProveOptions struct {
 	Narrow bool
 	// Brief leaves out, at a remedied source, what did not fail before the
 	// remedy: whether it breaks something else is then not asked.
-	Brief    bool
-	Progress func(string)
+	Brief bool
+	// Alternate tries each misconfiguration at one of the releases, in turn: half
+	// the servers where there are two, and neither release goes without.
+	Alternate bool
+	Progress  func(string)
 }
 
 // A Matrix is what was seen to fail: the kill matrix.
@@ -502,11 +505,18 @@ func (p *prover) defectTrials(rows *[]*DefectRow, remedies *[]trial) ([]trial, e
 	}
 	var ts []trial
 	wanted := func(name string) bool { return len(p.o.Defects) == 0 || slices.Contains(p.o.Defects, name) }
+	nth := 0
 	for _, d := range all {
 		if !wanted(d.Name) || !slices.Contains(d.Labs, p.o.Lab) {
 			continue
 		}
-		for _, release := range p.o.Releases {
+		releases := p.o.Releases
+		if p.o.Alternate {
+			at := nth % len(releases)
+			releases = releases[at : at+1]
+		}
+		nth++
+		for _, release := range releases {
 			layer, err := d.Layer(release)
 			if err != nil {
 				continue // the defect is none of this release
