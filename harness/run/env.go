@@ -52,18 +52,15 @@ func (e *env) Lookup(r script.Ref) (value, secret string, err error) {
 		return "master-" + e.token, "", nil
 	case "master-secret":
 		return e.master, "master", nil
-	case "basic-admin":
-		a := e.source.Administrator
+	case "basic-admin", "basic-limited-admin":
+		a, who := e.source.Administrator, "administrator"
+		if r.Name == "basic-limited-admin" {
+			a, who = e.source.Limited, "limited-administrator"
+		}
 		if a == nil {
 			return "", "", errNoAdministrator
 		}
-		return b64(a.Address + ":" + a.Password), "administrator", nil
-	case "basic-limited-admin":
-		a := e.source.Limited
-		if a == nil {
-			return "", "", errNoAdministrator
-		}
-		return b64(a.Address + ":" + a.Password), "limited-administrator", nil
+		return b64(a.Address + ":" + a.Password), who, nil
 	case "public-name":
 		if e.target.Proxy == nil || e.target.Proxy.ServerName == "" {
 			return "", "", fmt.Errorf("the target names no public host")

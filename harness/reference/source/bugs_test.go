@@ -89,12 +89,18 @@ func submission(l *lab, from string) *client {
 
 const announceSMTP = "XCLIENT ADDR=198.51.100.21 PORT=44001 HELO=client.example.test PROTO=ESMTP"
 
+// greeted opens a session on port 25 under a name.
+func greeted(l *lab, from, name string) *client {
+	c := l.open(from, "smtp")
+	c.reply()
+	c.ask("EHLO " + name)
+	return c
+}
+
 // relayed opens a session of the new server on port 25, up to the first
 // recipient.
 func relayed(l *lab, from string) *client {
-	c := l.open(from, "smtp")
-	c.reply()
-	c.ask("EHLO new.example.test")
+	c := greeted(l, from, "new.example.test")
 	c.ask("MAIL FROM:<sender@remote.example>")
 	return c
 }
@@ -311,15 +317,11 @@ var checks = map[string]rightness{
 		return wants(c.ask("EHLO [192.168.1.5]"), "250 ")
 	},
 	"helo-rule-at-mail": func(l *lab) string {
-		c := l.open("relay", "smtp")
-		c.reply()
-		c.ask("EHLO newserver.internal")
+		c := greeted(l, "relay", "newserver.internal")
 		return wants(c.ask("MAIL FROM:<sender@remote.example>"), "250 2.1.0")
 	},
 	"helo-rule-at-rcpt": func(l *lab) string {
-		c := l.open("relay", "smtp")
-		c.reply()
-		c.ask("EHLO newserver")
+		c := greeted(l, "relay", "newserver")
 		c.ask("MAIL FROM:<sender@remote.example>")
 		return wants(c.ask("RCPT TO:<"+alice+">"), "250 2.1.5")
 	},
@@ -413,15 +415,11 @@ var checks = map[string]rightness{
 		return wants(c.ask("DATA"), "354 ")
 	},
 	"null-sender-refused": func(l *lab) string {
-		c := l.open("relay", "smtp")
-		c.reply()
-		c.ask("EHLO new.example.test")
+		c := greeted(l, "relay", "new.example.test")
 		return wants(c.ask("MAIL FROM:<>"), "250 2.1.0")
 	},
 	"null-sender-replaced": func(l *lab) string {
-		c := l.open("relay", "smtp")
-		c.reply()
-		c.ask("EHLO new.example.test")
+		c := greeted(l, "relay", "new.example.test")
 		c.ask("MAIL FROM:<>")
 		c.ask("RCPT TO:<" + alice + ">")
 		c.ask("DATA")

@@ -79,13 +79,18 @@ func (s *settings) all() map[string]string {
 	return all
 }
 
+// layer is where the name of a key says that it belongs.
+func (s *settings) layer(key string) map[string]string {
+	if isLocal(key) {
+		return s.file
+	}
+	return s.db
+}
+
 func (s *settings) set(key, value string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	layer := s.db
-	if isLocal(key) {
-		layer = s.file
-	}
+	layer := s.layer(key)
 	if old, ok := layer[key]; ok && s.piles {
 		if s.below == nil {
 			s.below = map[string][]string{}
@@ -100,12 +105,8 @@ func (s *settings) set(key, value string) {
 func (s *settings) clear(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	layer := s.db
-	if isLocal(key) {
-		layer = s.file
-	}
 	if !s.uncover(key) {
-		delete(layer, key)
+		delete(s.layer(key), key)
 	}
 }
 
@@ -115,10 +116,7 @@ func (s *settings) uncover(key string) bool {
 	if n == 0 {
 		return false
 	}
-	layer := s.db
-	if isLocal(key) {
-		layer = s.file
-	}
+	layer := s.layer(key)
 	layer[key], s.below[key] = s.below[key][n-1], s.below[key][:n-1]
 	return true
 }
